@@ -1,0 +1,5 @@
+"""``python -m headrouter_pl``."""
+
+from headrouter_pl.cli import main
+
+main()

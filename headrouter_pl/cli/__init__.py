@@ -1,0 +1,55 @@
+"""The ``headrouter-pl`` command.
+
+To add a command: a file with a function of its name, and a line in :data:`COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = ("benchmark", "demo", "router")
+"""Functions ``headrouter_pl.cli.NAME.NAME``; their arguments and docstrings are the command line."""
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+"""Subcommands of LightningCLI."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        args: Without the program's name; ``sys.argv[1:]`` if None.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if args[:1] == ["--version"]:
+        from headrouter_pl import __version__
+
+        print(__version__)
+    elif args and args[0] in TRAINER_COMMANDS:
+        _trainer(args)
+    else:
+        from jsonargparse import auto_cli
+
+        commands = {name: getattr(import_module(f"headrouter_pl.cli.{name}"), name) for name in COMMANDS}
+        also = f"Also: {', '.join(TRAINER_COMMANDS)}, the subcommands of LightningCLI."
+        auto_cli(commands, args=args, prog="headrouter-pl", description=f"Head-routed audio token pruning. {also}")
+
+
+def _trainer(args: list[str]) -> None:
+    import lightning as L
+    from lightning.pytorch.cli import LightningCLI
+
+    from headrouter_pl.data import AudioPromptDataModule
+    from headrouter_pl.lalm_module import LALMModule
+
+    LightningCLI(
+        LALMModule,
+        AudioPromptDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        args=args,
+        trainer_class=L.Trainer,
+    )

@@ -1,0 +1,84 @@
+"""Pictures of what a pruner kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from headrouter_pl.pruning.report import SampleReport
+
+
+def mel_spectrogram(samples: np.ndarray, sampling_rate: int, *, bands: int = 80, hop: float = 0.02) -> np.ndarray:
+    """Log-mel spectrogram in dB below the loudest bin.
+
+    Args:
+        samples: float ``[n]``.
+        sampling_rate: In Hz.
+        bands: Number of mel bands.
+        hop: Seconds from frame to frame.
+
+    Returns:
+        float array ``[bands, frames]``, at least -80.
+    """
+    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+    filters = mel_filter_bank(201, bands, 0.0, sampling_rate / 2, sampling_rate, norm="slaney", mel_scale="slaney")
+    return spectrogram(
+        samples, window_function(400, "hann"), 400, int(hop * sampling_rate), fft_length=400, power=2.0,
+        mel_filters=filters, log_mel="dB", db_range=80.0,
+    )  # fmt: skip
+
+
+def draw_sample(samples: np.ndarray, sampling_rate: int, report: SampleReport, audio_start: int, path: Path) -> None:
+    """Draws the spectrogram with the kept tokens over time, their importance, and the head weights.
+
+    Args:
+        samples: float ``[n]``, the audio.
+        sampling_rate: In Hz.
+        report: What was kept of it.
+        audio_start: Position of its first token; the tokens of one clip stand side by side.
+        path: The PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    seconds = len(samples) / sampling_rate
+    token = seconds / report.seen
+    kept = np.zeros(report.seen, dtype=bool)
+    kept[report.kept.numpy() - audio_start] = True
+    figure, (top, middle, bottom) = plt.subplots(
+        3, 1, figsize=(11, 7.5), height_ratios=(3, 1.6, 1.2), layout="constrained"
+    )
+    mel = mel_spectrogram(samples, sampling_rate)
+    top.imshow(mel, origin="lower", aspect="auto", extent=(0, seconds, 0, len(mel)), cmap="magma")
+    # Dropped stretches are dimmed, so that what the model still sees is what stands out.
+    dim = np.zeros((1, report.seen, 4))
+    dim[0, ~kept] = (1, 1, 1, 0.62)
+    top.imshow(dim, aspect="auto", extent=(0, seconds, 0, len(mel)), interpolation="nearest")
+    route = ", ".join(f"{name} {value:.2f}" for name, value in report.route.items())
+    top.set_title(f"{int(kept.sum())} of {report.seen} audio tokens kept" + (f"  ·  route: {route}" if route else ""))
+    top.set_ylabel("mel band")
+    times = (np.arange(report.seen) + 0.5) * token
+    if report.importance is not None:
+        importance = report.importance.numpy()
+        middle.plot(times, importance, color="0.6", linewidth=0.8, label="dropped")
+        middle.plot(times[kept], importance[kept], ".", color="C3", markersize=3, label="kept")
+        middle.set_yscale("log")
+        middle.legend(loc="upper right", fontsize=8)
+    middle.set_xlim(0, seconds)
+    middle.set_ylabel("importance")
+    middle.set_xlabel("time / s")
+    if report.head_weights is not None:
+        heads = np.arange(len(report.head_weights))
+        bottom.bar(heads - 0.2, report.head_weights.numpy(), width=0.4, color="C0", label="weight")
+        if report.selectivity is not None:
+            bottom.bar(heads + 0.2, report.selectivity.numpy(), width=0.4, color="C1", label="selectivity")
+        bottom.set_xticks(heads)
+        bottom.legend(loc="upper right", fontsize=8)
+    bottom.set_xlabel("head of the probe layer")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

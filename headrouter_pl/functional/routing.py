@@ -1,0 +1,52 @@
+"""Selectivity of heads, Gaussian gates, and the weighted importance of tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def selectivity(attention: Tensor, key_mask: Tensor) -> Tensor:
+    r"""How concentrated each head's attention is: :math:`s = 1 - \mathrm{entropy}(a) / \log N` (this project's definition).
+
+    Args:
+        attention: Float tensor ``[..., N]``, rows summing to one over the true keys.
+        key_mask: Bool tensor broadcastable to ``attention``, False for padding.
+
+    Returns:
+        Float tensor ``[...]`` in [0, 1]: 0 for uniform attention, 1 for attention on one token. With fewer than two
+        tokens there is nothing to select from and it is 0.
+    """
+    count = key_mask.sum(-1).to(attention.dtype)
+    entropy = torch.special.entr(attention.masked_fill(~key_mask, 0.0)).sum(-1)
+    value = 1 - entropy / count.clamp(min=2).log()
+    return torch.where(count > 1, value.clamp(0, 1), torch.zeros_like(value))
+
+
+def gaussian_log_gates(selectivity: Tensor, centroids: Tensor, bandwidth: float) -> Tensor:
+    r"""Log of the ungated Gaussian gates :math:`-\lVert s - \mu_c \rVert^2 / 2 \sigma^2` (HeadRouter, arXiv 2604.23717).
+
+    Args:
+        selectivity: Float tensor ``[B, P]``, one value per probed head.
+        centroids: Float tensor ``[T, P]``, one row per type.
+        bandwidth: :math:`\sigma > 0`, in units of selectivity.
+
+    Returns:
+        Float tensor ``[B, T]``, unnormalised.
+    """
+    if bandwidth <= 0:
+        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+    return -torch.cdist(selectivity, centroids).square() / (2 * bandwidth**2)
+
+
+def token_importance(attention: Tensor, head_weights: Tensor) -> Tensor:
+    r"""Importance of each audio token: :math:`I_j = \sum_h w_h a_{h,j}` (HeadRouter, arXiv 2604.23717).
+
+    Args:
+        attention: Float tensor ``[B, P, N]`` over the P probed heads.
+        head_weights: Float tensor ``[B, P]``.
+
+    Returns:
+        Float tensor ``[B, N]``.
+    """
+    return (head_weights[:, None, :] @ attention).squeeze(1)

@@ -1,0 +1,180 @@
+"""Head-weight profiles as values, and their file format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, unknown_name
+
+TYPES: dict[str, str] = {"semantic": "semantic", "sound": "acoustic", "voice": "acoustic"}
+"""Default task types, each with its family."""
+
+FORMAT = "headrouter-profile-1"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadProfile:
+    """How much each probed head counts, for each type of task.
+
+    P is the number of probed heads: ``len(layers) * num_heads``, layer by layer.
+
+    Attributes:
+        name: What to call it in reports.
+        types: Names of the T task types.
+        families: The family of each type, ``"semantic"`` or ``"acoustic"``.
+        weights: Float tensor ``[T, P]``, rows on the simplex; None for the same weight on every head.
+        centroids: Float tensor ``[T, P]``, mean selectivity of each type; None where it was never measured, and the
+            audio then says nothing about the type.
+        bandwidth: Sigma of the Gaussian gates, in units of selectivity.
+        layers: The probed decoder layers; None for the layer below the prune layer, whichever that is.
+        weighting: ``"type"`` for the weights above, ``"selectivity"`` to weight each head by its own selectivity on
+            the sample at hand.
+        metadata: How and on what it was fitted, plain strings.
+    """
+
+    name: str
+    types: tuple[str, ...] = tuple(TYPES)
+    families: tuple[str, ...] = tuple(TYPES.values())
+    weights: Tensor | None = None
+    centroids: Tensor | None = None
+    bandwidth: float = 0.1
+    layers: tuple[int, ...] | None = None
+    weighting: Literal["type", "selectivity"] = "type"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.types) != len(self.families) or len(set(self.types)) != len(self.types):
+            raise HeadRouterError(f"A profile needs distinct types and one family each, got {self.types}, {self.families}.")
+        if unknown := set(self.families) - {"semantic", "acoustic"}:
+            raise HeadRouterError(f"Families are 'semantic' and 'acoustic', got {', '.join(sorted(unknown))}.")
+        if self.bandwidth <= 0:
+            raise HeadRouterError(f"A profile's bandwidth must be positive, got {self.bandwidth}.")
+        for title, tensor in (("weights", self.weights), ("centroids", self.centroids)):
+            if tensor is not None and (tensor.dim() != 2 or len(tensor) != len(self.types)):
+                raise HeadRouterError(f"Profile {title} must be [{len(self.types)}, P], got {list(tensor.shape)}.")
+
+    @property
+    def num_probed(self) -> int | None:
+        """Number of probed heads P, or None where the profile fits any number."""
+        for tensor in (self.weights, self.centroids):
+            if tensor is not None:
+                return tensor.shape[1]
+        return None
+
+    def check(self, model_type: str, layers: Sequence[int], num_heads: int) -> None:
+        """Refuses a model this profile was not fitted for.
+
+        Args:
+            model_type: ``config.model_type`` of the model.
+            layers: The layers that will be probed.
+            num_heads: Query heads of each.
+
+        Raises:
+            ProfileMismatchError: If the model type or the number of probed heads differs.
+        """
+        fitted = self.metadata.get("model_type")
+        if fitted is not None and fitted != model_type:
+            raise ProfileMismatchError(
+                f"Profile {self.name!r} was fitted on model type {fitted!r}, the model is {model_type!r}. "
+                "Calibrate one for this model, or take profile='generic'."
+            )
+        if self.num_probed is not None and self.num_probed != len(layers) * num_heads:
+            raise ProfileMismatchError(
+                f"Profile {self.name!r} weighs {self.num_probed} heads ([{len(self.types)}, {self.num_probed}]), the model "
+                f"has {num_heads} heads in each of the probed layers {list(layers)} ({len(layers) * num_heads}). "
+                "Calibrate one for this model and prune layer, or take profile='generic'."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, tensors in float32 and everything else in its metadata."""
+        from safetensors.torch import save_file
+
+        tensors = {"weights": self.weights, "centroids": self.centroids}
+        header = {
+            "format": FORMAT,
+            "name": self.name,
+            "types": json.dumps(self.types),
+            "families": json.dumps(self.families),
+            "bandwidth": repr(self.bandwidth),
+            "layers": json.dumps(self.layers),
+            "weighting": self.weighting,
+            "metadata": json.dumps(dict(self.metadata), sort_keys=True),
+        }
+        save_file({k: v.float().contiguous() for k, v in tensors.items() if v is not None}, str(path), metadata=header)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> HeadProfile:
+        """Loads a shipped profile by name or one from a file.
+
+        Args:
+            name_or_path: A key of :data:`SHIPPED`, or the path of a file that :meth:`save` wrote.
+
+        Raises:
+            UnknownNameError: If it is neither.
+            HeadRouterError: If the file is not a profile.
+        """
+        if str(name_or_path) in SHIPPED:
+            return SHIPPED[str(name_or_path)]
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise unknown_name("profile", str(name_or_path), SHIPPED)
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise HeadRouterError(f"{path} is not a safetensors file: {error}") from error
+        if header.get("format") != FORMAT:
+            raise HeadRouterError(f"{path} is not a head profile: format {header.get('format')!r}, expected {FORMAT!r}.")
+        layers = json.loads(header["layers"])
+        return cls(
+            name=header["name"],
+            types=tuple(json.loads(header["types"])),
+            families=tuple(json.loads(header["families"])),
+            weights=tensors.get("weights"),
+            centroids=tensors.get("centroids"),
+            bandwidth=float(header["bandwidth"]),
+            layers=None if layers is None else tuple(layers),
+            weighting=header["weighting"],  # type: ignore[arg-type]
+            metadata=json.loads(header["metadata"]),
+        )
+
+    def family_of(self, probabilities: Tensor) -> dict[str, Tensor]:
+        """Sums type probabilities ``[B, T]`` into ``{"semantic": [B], "acoustic": [B]}``."""
+        return {
+            family: probabilities[:, [i for i, f in enumerate(self.families) if f == family]].sum(1)
+            for family in ("semantic", "acoustic")
+        }
+
+    def mix(self, probabilities: Tensor, selectivity: Tensor) -> Tensor:
+        """Head weights of each sample.
+
+        Args:
+            probabilities: Float tensor ``[B, T]``, the route.
+            selectivity: Float tensor ``[B, P]``.
+
+        Returns:
+            Float tensor ``[B, P]``, rows on the simplex.
+        """
+        if self.weighting == "selectivity":
+            weights = selectivity + torch.finfo(selectivity.dtype).eps  # audio on which no head selects: uniform
+            return weights / weights.sum(1, keepdim=True)
+        if self.weights is None:
+            return torch.full_like(selectivity, 1 / selectivity.shape[1])
+        return probabilities @ self.weights.to(probabilities)
+
+
+SHIPPED: dict[str, HeadProfile] = {
+    "generic": HeadProfile("generic", metadata={"method": "none: the same weight on every head"}),
+    "sharp": HeadProfile("sharp", weighting="selectivity", metadata={"method": "none: each head by its selectivity"}),
+}
+"""Profiles that need no file."""

@@ -1,0 +1,502 @@
+"""Drops audio tokens inside a stock model, by hooks.
+
+The sequence stays full-length between layers, so that the final norm, the head, labels, losses and recorders see what
+they always see. Around every layer from K on, the kept rows are gathered, worked on, and scattered back; a dropped
+position keeps the value it had before layer K. Nothing below K changes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrouter_pl.errors import AudioMaskError, HeadRouterError, UnsupportedModelError
+from headrouter_pl.functional import apply_rotary, keep_counts, probe_attention, select_tokens
+from headrouter_pl.models import LalmHandle
+from headrouter_pl.pruning.compaction import CompactKeys, Rows, compact_mask
+from headrouter_pl.pruning.cost import LayerCost
+from headrouter_pl.pruning.layout import TokenLayout, find_audio
+from headrouter_pl.pruning.prompts import PromptReader
+from headrouter_pl.pruning.report import PrefillRecord, PruningReport
+from headrouter_pl.scorers import Scorer, ScoringInputs
+
+# Arguments of a decoder layer that hold one entry per position: [.., L, d] and [.., L].
+STATES = ("per_layer_input", "position_embeddings")
+IDS = ("position_ids",)
+
+
+@dataclass(eq=False)
+class Forward:
+    """One forward through the hooked model.
+
+    Attributes:
+        engine: Whose it is.
+        module: The module it entered by.
+        length: Positions L of its sequence.
+        layout: Where its tokens are; None where it holds no audio (decoding).
+        prompts: Text of each sample's prompt, or None.
+        queries: Gathered queries of each probed layer, ``[B, Q, H, d]``.
+        keys: Keys of each probed layer, ``[B, N or L, Hkv, d]``.
+        rotary: ``(cos, sin)`` of each probed layer, where asked for.
+        rows: Rows that go through the layers from K on; None where all do.
+        held: Keys that these layers hold, this forward's included; None where nothing was ever dropped.
+        full: Input of the layer at work, full-length.
+        masks: Masks made so far, by what they were made from.
+        total: Positions of the full sequence, this forward's included; known from layer K on.
+        outer: The forward of another engine that this one runs in, if any.
+    """
+
+    engine: PruningEngine
+    module: nn.Module
+    length: int
+    layout: TokenLayout | None
+    prompts: Sequence[str] | None = None
+    queries: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    rotary: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    rows: Rows | None = None
+    held: CompactKeys | None = None
+    full: Tensor | None = None
+    masks: dict[tuple[int, bool], Tensor | None] = field(default_factory=dict)
+    total: int = 0
+    outer: Forward | None = None
+
+
+# Context variables, so that two threads on one hooked model do not meet. They are module-level because a hooked model
+# must survive deepcopy, which a ContextVar does not.
+_FORWARD: ContextVar[Forward | None] = ContextVar("headrouter_forward", default=None)
+_PROMPT_LENGTH: ContextVar[int | None] = ContextVar("headrouter_prompt_length", default=None)
+
+
+class PruningEngine:
+    """The hooks of one pruner on one model.
+
+    Args:
+        handle: The model.
+        scorer: Scores the audio tokens.
+        layer: The prune layer K.
+        keep_ratio: Share of the audio tokens to keep, or None with ``keep_tokens``.
+        keep_tokens: Number of audio tokens to keep, or None with ``keep_ratio``.
+        report: Where each prefill is recorded.
+        prompts: Turns token ids into prompt texts; None without a tokenizer.
+        audio_mask: Bool tensor ``[B, L]`` where the audio is, for forwards that do not show it.
+    """
+
+    def __init__(
+        self,
+        handle: LalmHandle,
+        scorer: Scorer,
+        *,
+        layer: int,
+        keep_ratio: float | None,
+        keep_tokens: int | None,
+        report: PruningReport,
+        prompts: PromptReader | None = None,
+        audio_mask: Tensor | None = None,
+    ) -> None:
+        self.handle = handle
+        self.scorer = scorer
+        self.layer = layer
+        self.keep_ratio = keep_ratio
+        self.keep_tokens = keep_tokens
+        self.report = report
+        self.prompts = prompts
+        self.audio_mask = None if audio_mask is None else audio_mask.cpu()
+        self.probed: tuple[int, ...] = ()
+        if scorer.probe is not None:
+            self.probed = (layer - 1,) if scorer.probe.layers is None else scorer.probe.layers
+        self._check_layers()
+        scorer.bind(handle, self.probed)
+        self._costs = tuple(LayerCost.of(handle, index) for index in range(handle.num_layers))
+        self._inputs = {module: _parameter_names(module) for module in handle.inputs}
+        self._layer_arguments = _parameter_names(handle.layers[layer])
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def _check_layers(self) -> None:
+        """Refuses prune and probe layers at which dropping a token is not masking it."""
+        handle, layer = self.handle, self.layer
+        name = type(handle.model).__name__
+        if not 1 <= layer < handle.num_layers:
+            raise HeadRouterError(
+                f"layer={layer} is out of range: {name} has {handle.num_layers} decoder layers, so K must be in "
+                f"1..{handle.num_layers - 1} (layers 0..K-1 see every token)."
+            )
+        if layer < handle.lowest_layer:
+            raise HeadRouterError(
+                f"layer={layer} is too low for {name}: its masks are sized by layer {handle.lowest_layer - 1}, the first "
+                f"of its kind of attention, which must see every token. Take layer >= {handle.lowest_layer}."
+            )
+        if layer > handle.highest_layer:
+            raise HeadRouterError(
+                f"layer={layer} is too high for {name}: later layers reuse the keys of layer {handle.highest_layer}, "
+                f"which must not see dropped tokens. Take layer <= {handle.highest_layer}."
+            )
+        if bad := [i for i in self.probed if not 0 <= i < layer]:
+            raise HeadRouterError(f"Probe layers {bad} must lie below the prune layer {layer}.")
+
+    # Attaching and detaching
+
+    def attach(self) -> None:
+        """Registers all hooks; on any error none stays."""
+        handle = self.handle
+        try:
+            self._wrap_generate()
+            for module in handle.inputs:
+                self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+            for index in self.probed:
+                self._hooks.extend(handle.read_query_key(index, self._read_query, self._read_key))
+                if self.scorer.probe is not None and self.scorer.probe.rotary:
+                    hook = _LayerHook(self._read_rotary, index)
+                    self._hooks.append(handle.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+            for index in range(self.layer, handle.num_layers):
+                hook = _LayerHook(self._compact, index)
+                self._hooks.append(handle.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+                self._hooks.append(handle.layers[index].register_forward_hook(self._restore))
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Removes every trace of the engine from the model."""
+        while self._hooks:
+            self._hooks.pop().remove()
+        forward = _FORWARD.get()
+        if forward is not None and forward.engine is self:  # left over by a KeyboardInterrupt
+            _FORWARD.set(forward.outer)
+        generate = self.handle.model.__dict__.get("generate")
+        if getattr(generate, "__func__", None) is _generate:
+            del self.handle.model.__dict__["generate"]
+
+    def _wrap_generate(self) -> None:
+        """Lets ``generate`` say how long the prompt is, which no forward can tell from drafts and regenerated tokens."""
+        model = self.handle.model
+        if hasattr(type(model), "generate"):
+            if "generate" in model.__dict__:
+                raise HeadRouterError(
+                    f"{type(model).__name__}.generate is already replaced on this object, by another pruner or by other "
+                    "code. Leave that first."
+                )
+            # A bound method: deepcopy of the model binds it to the copy.
+            model.__dict__["generate"] = types.MethodType(_generate, model)
+
+    # Around the model
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        outer = _FORWARD.get()
+        if outer is not None and outer.engine is self:
+            if outer.module is not module:
+                return  # an inner module of a forward under way
+            outer = outer.outer  # that forward never ended: a KeyboardInterrupt
+        given = {**dict(zip(self._inputs[module], args, strict=False)), **kwargs}
+        input_ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        shown = input_ids if input_ids is not None else embeds
+        if shown is None:
+            return  # the model's own error is the better one
+        forward = Forward(self, module, shown.shape[1], None, outer=outer)
+        if forward.length > 1:
+            forward.layout, forward.prompts = self._lay_out(input_ids, forward.length, given)
+        _FORWARD.set(forward)
+
+    def _lay_out(
+        self, input_ids: Tensor | None, length: int, given: Mapping[str, Any]
+    ) -> tuple[TokenLayout | None, Sequence[str] | None]:
+        """Reads the batch on the CPU, before any of its GPU work is queued: the one host-device sync of a prefill."""
+        ids = None if input_ids is None else input_ids.cpu()
+        mask, labels = given.get("attention_mask"), given.get("labels")
+        mask = mask[:, -length:].cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        labels = labels.cpu() if isinstance(labels, Tensor) and ids is not None and labels.shape == ids.shape else None
+        if ids is None and self.audio_mask is None and _carries_state(given.get("past_key_values")):
+            return None, None
+        audio_mask = find_audio(ids, self.handle.audio_token_id, self.audio_mask, type(self.handle.model).__name__)
+        if audio_mask.shape[1] != length:
+            raise AudioMaskError(f"audio_mask is {list(audio_mask.shape)}, the sequence has {length} positions.")
+        prompt_length, cache = _PROMPT_LENGTH.get(), given.get("past_key_values")
+        if prompt_length is not None and cache is not None:
+            prompt_length -= int(cache.get_seq_length())
+        layout = TokenLayout.build(audio_mask, attention_mask=mask, labels=labels, prompt_length=prompt_length)
+        if not bool(layout.seen.any()):
+            return None, None
+        prompts = None
+        if self.scorer.needs_prompts and self.prompts is not None and ids is not None:
+            prompts = self.prompts.read(ids, layout)
+        return layout, prompts
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        forward = _FORWARD.get()
+        if forward is not None and forward.engine is self and forward.module is module:
+            _FORWARD.set(forward.outer)
+
+    # At the probe layers
+
+    def _current(self) -> Forward | None:
+        forward = _FORWARD.get()
+        return forward if forward is not None and forward.engine is self else None
+
+    def _read_query(self, layer: int, states: Tensor) -> None:
+        forward = self._current()
+        if forward is None or forward.layout is None or states.shape[1] != forward.length:
+            return
+        forward.queries[layer] = _take(states.detach(), self._query_index(forward.layout)[0])
+
+    def _read_key(self, layer: int, states: Tensor) -> None:
+        forward = self._current()
+        if forward is None or forward.layout is None or states.shape[1] != forward.length:
+            return
+        assert self.scorer.probe is not None
+        states = states.detach()
+        forward.keys[layer] = states if self.scorer.probe.keys == "all" else _take(states, forward.layout.audio_index)
+
+    def _query_index(self, layout: TokenLayout) -> tuple[Tensor, Tensor]:
+        """Positions ``[B, Q]`` of the scorer's queries, and which are true ones."""
+        assert self.scorer.probe is not None
+        if self.scorer.probe.queries == "prompt":
+            return layout.query_index, layout.query_valid
+        last = layout.query_index.gather(1, (layout.query_valid.sum(1, keepdim=True) - 1).clamp(min=0))
+        return last, torch.ones_like(last, dtype=torch.bool)
+
+    def _read_rotary(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward = self._current()
+        if forward is not None and forward.layout is not None:
+            forward.rotary[index] = self._bind(args, kwargs)["position_embeddings"]
+
+    def _attention(self, forward: Forward) -> Tensor | None:
+        """Probe attention over the audio tokens, float32 ``[B, P, N]``."""
+        probe, layout = self.scorer.probe, forward.layout
+        if probe is None or layout is None:
+            return None
+        query_index, query_mask = self._query_index(layout)
+        heads = []
+        for layer in self.probed:
+            query, key = forward.queries.pop(layer), forward.keys.pop(layer)
+            device = query.device
+            key_index = torch.arange(forward.length).expand(layout.shape) if probe.keys == "all" else layout.audio_index
+            if probe.rotary:
+                cos, sin = (part.expand(len(query), -1, -1) for part in forward.rotary.pop(layer))
+                query = apply_rotary(query, _take(cos, query_index), _take(sin, query_index))
+                key = apply_rotary(key, _take(cos, key_index), _take(sin, key_index))
+            key_mask = layout.audio_valid
+            if probe.keys == "all":
+                key_mask = layout.valid[:, None] & (key_index[:, None] <= query_index[..., None])
+            attention = probe_attention(
+                query,
+                key,
+                query_mask=query_mask.to(device),
+                key_mask=key_mask.to(device),
+                scaling=getattr(self.handle.attention(layer), "scaling", None),
+            )
+            if probe.keys == "all":
+                audio = layout.audio_index.to(device)[:, None].expand(-1, attention.shape[1], -1)
+                attention = attention.gather(2, audio)
+            heads.append(attention)
+        return torch.cat([head.to(heads[0].device) for head in heads], 1)
+
+    # At the layers from K on
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return {**dict(zip(self._layer_arguments, args, strict=False)), **kwargs}
+
+    def _compact(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        forward = self._current()
+        if forward is None:
+            return None
+        given = self._bind(args, kwargs)
+        cache = given.get("past_key_values")
+        hidden: Tensor = given["hidden_states"]
+        if index == self.layer:
+            self._prune(forward, hidden, cache)
+        rows, held = forward.rows, forward.held
+        if held is None:
+            return None
+        mask = given.get("attention_mask")
+        if rows is None and mask is None and held.valid is None:
+            return None
+        num_queries = hidden.shape[-2] if rows is None else rows.index.shape[1]
+        given["attention_mask"] = self._mask(forward, index, mask, cache, hidden.shape[-3], num_queries, hidden.dtype)
+        if rows is not None:
+            forward.full = hidden
+            given["hidden_states"] = rows.gather(hidden)
+            for name in STATES:
+                if (value := given.get(name)) is not None:
+                    given[name] = tuple(map(rows.gather, value)) if isinstance(value, tuple) else rows.gather(value)
+            for name in IDS:
+                if (value := given.get(name)) is not None:
+                    # Rotary is in position_embeddings already; flash attention would take gapped ids for packed samples.
+                    given[name] = None if self._is_flash(index) else rows.gather_ids(value)
+        return (given.pop("hidden_states"),), given
+
+    def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
+        forward = self._current()
+        if forward is None or forward.rows is None or forward.full is None:
+            return None
+        full, forward.full = forward.full, None
+        if isinstance(output, tuple):
+            return (forward.rows.scatter(output[0], full), *output[1:])
+        return forward.rows.scatter(output, full)
+
+    def _prune(self, forward: Forward, hidden: Tensor, cache: Any) -> None:
+        """Chooses the rows of this forward, and brings the list of held keys up to date."""
+        batch = hidden.shape[-3]
+        before: CompactKeys | None = getattr(cache, CompactKeys.ATTRIBUTE, None)
+        if forward.layout is not None:
+            forward.rows = self._choose(forward, hidden)
+        if before is None and forward.rows is None:
+            return
+        past = _past_length(cache, forward.length, before if forward.layout is None else None)
+        if past == 0:
+            before = None
+        if before is None:
+            if forward.rows is None:
+                _forget(cache)
+                return
+            before = CompactKeys.empty(batch, hidden.device)
+        forward.total = past + forward.length
+        if forward.rows is None:
+            forward.held = before
+        else:
+            forward.held = before.at(past, batch).extend(forward.rows, forward.total)
+            if cache is not None:
+                setattr(cache, CompactKeys.ATTRIBUTE, forward.held)
+        forward.held.current = forward.total
+
+    def _choose(self, forward: Forward, hidden: Tensor) -> Rows | None:
+        """Scores the audio tokens and lays out the rows to keep; records what was done."""
+        layout = forward.layout
+        assert layout is not None
+        if hidden.shape[-2] != forward.length:
+            raise AudioMaskError(
+                f"The decoder of {type(self.handle.model).__name__} works on {hidden.shape[-2]} positions, input_ids has "
+                f"{forward.length}: the model expands its audio placeholders itself. Expand them beforehand (its "
+                "processor does), or say where the audio is: AudioTokenPruner(...)(model, audio_mask=mask)."
+            )
+        counts = keep_counts(layout.seen, keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
+        length = forward.length
+        record = PrefillRecord(
+            layout.seen, counts, None, layout.audio_index, layout.audio_valid, self.layer, length, length,
+            self._costs, hidden.dtype,
+        )  # fmt: skip
+        self.report.prefills.append(record)
+        if bool((counts == layout.seen).all()):
+            forward.queries.clear(), forward.keys.clear(), forward.rotary.clear()
+            return None
+        device = hidden.device
+        inputs = ScoringInputs(layout.audio_valid.to(device), counts.to(device), prompts=forward.prompts)
+        with torch.no_grad():
+            attention = self._attention(forward)
+            inputs.attention = None if attention is None else attention.to(device)
+            importance = self.scorer.score(inputs)
+            kept = select_tokens(importance, inputs.audio_mask, inputs.counts)
+            audio_index = layout.audio_index.to(device)
+            keep = (layout.valid & ~layout.audio_mask).to(device)
+            keep = keep.scatter(1, audio_index, kept | keep.gather(1, audio_index))
+            totals = layout.valid.sum(1) - layout.seen + counts
+            rows = Rows.choose(keep, layout.valid.to(device), totals)
+        record.kept, record.importance, record.rows_kept = kept, importance, int(totals.max())
+        record.selectivity, record.head_weights = inputs.selectivity, inputs.head_weights
+        record.probabilities, record.families, record.types = inputs.probabilities, inputs.families, inputs.types
+        return rows
+
+    def _mask(
+        self, forward: Forward, index: int, mask: Any, cache: Any, batch: int, num_queries: int, dtype: torch.dtype
+    ) -> Tensor | None:
+        sliding = self.handle.is_sliding(index)
+        # Layers of one kind are given one mask object, and hold the same keys.
+        known = (id(mask), sliding)
+        if known in forward.masks:
+            return forward.masks[known]
+        if mask is not None and not isinstance(mask, Tensor):
+            raise UnsupportedModelError(
+                f"The layers are given a {type(mask).__name__} as attention mask. Load the model with "
+                "attn_implementation='sdpa', 'eager' or 'flash_attention_2'."
+            )
+        assert forward.held is not None
+        flash = self._is_flash(index)
+        if flash and sliding and forward.total > self.handle.attention(index).sliding_window:
+            raise UnsupportedModelError(
+                "Flash attention counts its sliding window in kept tokens, which is not the same as masking the dropped "
+                "ones. Load the model with attn_implementation='sdpa'."
+            )
+        key_length, key_offset = num_queries, 0
+        if cache is not None:
+            key_length, key_offset = cache.get_mask_sizes(num_queries, self.handle.attention(index).layer_idx)
+        forward.masks[known] = compact_mask(
+            mask,
+            rows=forward.rows,
+            keys=forward.held.at(forward.total, batch),
+            key_length=key_length,
+            key_offset=key_offset,
+            num_queries=num_queries,
+            flash=flash,
+            dtype=dtype,
+        )
+        return forward.masks[known]
+
+    def _is_flash(self, index: int) -> bool:
+        return "flash" in str(getattr(self.handle.attention(index).config, "_attn_implementation", ""))
+
+
+class _LayerHook:
+    """A hook that knows its layer; an object, so that deepcopy of a hooked model copies what it is bound to."""
+
+    def __init__(self, hook: Callable[..., Any], index: int) -> None:
+        self.hook = hook
+        self.index = index
+
+    def __call__(self, *args: Any) -> Any:
+        return self.hook(self.index, *args)
+
+
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for ``model.generate`` while a pruner is attached, to remember the prompt's length."""
+    inputs = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+    if inputs is None:
+        inputs = kwargs.get("inputs_embeds")
+    token = _PROMPT_LENGTH.set(inputs.shape[1] if isinstance(inputs, Tensor) else None)
+    try:
+        return type(model).generate(model, *args, **kwargs)
+    finally:
+        _PROMPT_LENGTH.reset(token)
+
+
+def _parameter_names(module: nn.Module) -> list[str]:
+    return list(inspect.signature(module.forward).parameters)
+
+
+def _take(states: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index`` ``[B, M]`` of ``states`` ``[B, L, ...]``."""
+    index = index.to(states.device).reshape(*index.shape, *[1] * (states.dim() - 2))
+    return states.gather(1, index.expand(-1, -1, *states.shape[2:]))
+
+
+def _carries_state(cache: Any) -> bool:
+    return hasattr(cache, CompactKeys.ATTRIBUTE)
+
+
+def _forget(cache: Any) -> None:
+    if _carries_state(cache):
+        delattr(cache, CompactKeys.ATTRIBUTE)
+
+
+def _past_length(cache: Any, length: int, known: CompactKeys | None) -> int:
+    """Positions before this forward's, read when the layers below K have been through.
+
+    Args:
+        cache: The cache, or None.
+        length: Positions of this forward.
+        known: What was counted so far, to spare a sync on a static cache, whose length is a tensor.
+    """
+    if cache is None:
+        return 0
+    total = cache.get_seq_length()
+    if isinstance(total, Tensor):
+        return known.current if known is not None else int(total) - length
+    return int(total) - length

@@ -1,0 +1,132 @@
+"""The pruner: settings as a value, a context manager on a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.models import find_lalm
+from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.pruning.engine import PruningEngine
+from headrouter_pl.pruning.prompts import PromptReader, Tokenizer
+from headrouter_pl.pruning.report import PruningReport
+from headrouter_pl.routers import PromptRouter, Router
+from headrouter_pl.scorers import HeadRouterScorer, Scorer, get_scorer
+
+DEFAULT_KEEP_RATIO = 0.7
+DEFAULT_LAYER = 2
+
+
+class AudioTokenPruner:
+    """Drops the audio tokens that matter least, from decoder layer K on.
+
+    Example::
+
+        with AudioTokenPruner(keep_ratio=0.3)(model) as report:
+            model.generate(**inputs)
+        print(report)
+
+    Args:
+        keep_ratio: Share of each sample's audio tokens to keep, in (0, 1]; 0.7 if neither it nor ``keep_tokens`` is given.
+        keep_tokens: Number of audio tokens to keep in each sample, instead of a ratio.
+        layer: The prune layer K: layers 0..K-1 see every token. None for 2, or the lowest the model allows above it.
+        scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or a scorer.
+        router: For the scorer ``"headrouter"``: a name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted
+            :class:`PromptRouter`.
+        profile: For the scorer ``"headrouter"``: a profile, its name or path, or ``"auto"``.
+        tokenizer: Tokenizer or processor of the model, for routing by the prompt. Without it routing is by audio alone.
+
+    Raises:
+        ConfigurationError: If a value is out of range, or two contradict each other.
+    """
+
+    def __init__(
+        self,
+        keep_ratio: float | None = None,
+        *,
+        keep_tokens: int | None = None,
+        layer: int | None = None,
+        scorer: str | Scorer = "headrouter",
+        router: str | Router | PromptRouter = "joint",
+        profile: str | HeadProfile = "auto",
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        if keep_ratio is not None and keep_tokens is not None:
+            raise ConfigurationError(
+                f"Give keep_ratio or keep_tokens, not both (got {keep_ratio} and {keep_tokens})."
+            )
+        if keep_ratio is None and keep_tokens is None:
+            keep_ratio = DEFAULT_KEEP_RATIO
+        if keep_ratio is not None and not 0 < keep_ratio <= 1:
+            raise ConfigurationError(f"keep_ratio must be in (0, 1], got {keep_ratio}.")
+        if keep_tokens is not None and keep_tokens < 1:
+            raise ConfigurationError(f"keep_tokens must be at least 1, got {keep_tokens}.")
+        if layer is not None and layer < 1:
+            raise ConfigurationError(f"layer must be at least 1 (layers 0..K-1 see every token), got {layer}.")
+        if tokenizer is not None and not hasattr(tokenizer, "batch_decode"):
+            raise ConfigurationError(
+                f"tokenizer must be a tokenizer or processor with batch_decode, got {type(tokenizer).__name__}."
+            )
+        self.keep_ratio = keep_ratio
+        self.keep_tokens = keep_tokens
+        self.layer = layer
+        self.scorer = get_scorer(scorer, router=router, profile=profile)
+        self.tokenizer = tokenizer
+        if not isinstance(self.scorer, HeadRouterScorer) and (router != "joint" or profile != "auto"):
+            raise ConfigurationError(f"router and profile belong to the scorer 'headrouter', not to {scorer!r}.")
+        self._warned = False
+
+    @contextmanager
+    def __call__(self, model: nn.Module, *, audio_mask: Tensor | None = None) -> Iterator[PruningReport]:
+        """Prunes every forward of a model for as long as the context lasts.
+
+        Args:
+            model: A supported audio language model, or any module that holds one.
+            audio_mask: Bool tensor ``[B, L]`` where the audio is; only for forwards that are given ``inputs_embeds``
+                alone, or whose model expands placeholders itself.
+
+        Yields:
+            What is really kept, filled as forwards run.
+
+        Raises:
+            UnsupportedModelError: If the model cannot be pruned exactly.
+            HeadRouterError: If a setting does not fit it. The model is left as it was.
+        """
+        engine = self.engine(model, audio_mask=audio_mask)
+        engine.attach()
+        try:
+            yield engine.report
+        finally:
+            engine.detach()
+
+    def engine(self, model: nn.Module, **options: Any) -> PruningEngine:
+        """The hooks for a model, not attached yet; ``with pruner(model)`` attaches and detaches them.
+
+        Args:
+            model: See :meth:`__call__`.
+            options: ``audio_mask``, see there.
+        """
+        handle = find_lalm(model)
+        if self.scorer.needs_prompts and self.tokenizer is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "No tokenizer: prompts cannot be read, so routing is by audio alone. Pass tokenizer=processor.",
+                UserWarning,
+                stacklevel=4,
+            )
+        layer = self.layer if self.layer is not None else max(DEFAULT_LAYER, handle.lowest_layer)
+        return PruningEngine(
+            handle,
+            self.scorer,
+            layer=layer,
+            keep_ratio=self.keep_ratio,
+            keep_tokens=self.keep_tokens,
+            report=PruningReport(),
+            prompts=None if self.tokenizer is None else PromptReader(self.tokenizer),
+            **options,
+        )

@@ -1,0 +1,81 @@
+"""Routing by the prompt, and by prompt and audio together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from headrouter_pl.errors import ProfileMismatchError
+from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.routers.base import Router
+from headrouter_pl.routers.prompt import PromptRouter
+from headrouter_pl.routers.selectivity import SelectivityRouter
+
+
+class PromptPrior(Router):
+    """Routing by a text classifier on the prompt.
+
+    Args:
+        classifier: A fitted :class:`PromptRouter`; the shipped one if None.
+        cache_size: Prompts whose probabilities are remembered.
+    """
+
+    needs_prompts = True
+
+    def __init__(self, classifier: PromptRouter | None = None, cache_size: int = 4096) -> None:
+        self.classifier = classifier
+        self.cache_size = cache_size
+        self._probabilities = lru_cache(cache_size)(self._classify)
+
+    def _classify(self, prompt: str) -> tuple[dict[str, float], dict[str, float]]:
+        if self.classifier is None:
+            self.classifier = PromptRouter.default()
+        router = self.classifier
+        types, families = router.predict_type_proba([prompt])[0], router.predict_proba([prompt])[0]
+        return dict(zip(router.types_, types, strict=True)), dict(zip(router.classes_, families, strict=True))
+
+    def log_evidence(self, profile: HeadProfile, prompts: Sequence[str] | None, selectivity: Tensor) -> Tensor:
+        """See :meth:`Router.log_evidence`."""
+        if prompts is None:
+            return selectivity.new_zeros(len(selectivity), len(profile.types))
+        rows = []
+        for prompt in prompts:
+            types, families = self._probabilities(prompt)
+            if set(profile.types) <= set(types):
+                rows.append([types[name] for name in profile.types])
+            elif set(profile.types) <= set(families):
+                rows.append([families[name] for name in profile.types])
+            else:
+                raise ProfileMismatchError(
+                    f"The prompt router knows the types {sorted(types)}, profile {profile.name!r} has "
+                    f"{list(profile.types)}. Fit PromptRouter on prompts labelled with the profile's types."
+                )
+        return torch.tensor(rows, dtype=selectivity.dtype).log().to(selectivity.device)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> PromptPrior:
+        return type(self)(self.classifier, self.cache_size)
+
+
+class JointRouter(Router):
+    r"""Prompt as prior, audio as likelihood: :math:`\pi_c \propto p(c|prompt) \exp(-\lVert s-\mu_c \rVert^2/2\sigma^2)`.
+
+    The combination is this project's; the paper routes by selectivity alone.
+
+    Args:
+        prompt: The prior; the shipped classifier if None.
+        selectivity: The likelihood.
+    """
+
+    needs_prompts = True
+
+    def __init__(self, prompt: PromptPrior | None = None, selectivity: SelectivityRouter | None = None) -> None:
+        self.prompt = prompt or PromptPrior()
+        self.selectivity = selectivity or SelectivityRouter()
+
+    def log_evidence(self, profile: HeadProfile, prompts: Sequence[str] | None, selectivity: Tensor) -> Tensor:
+        """See :meth:`Router.log_evidence`."""
+        prior = self.prompt.log_evidence(profile, prompts, selectivity)
+        return prior + self.selectivity.log_evidence(profile, prompts, selectivity)

@@ -1,0 +1,54 @@
+"""Head-routed token importance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from headrouter_pl.functional import selectivity, token_importance
+from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.routers import Router, get_router
+from headrouter_pl.routers.prompt import PromptRouter
+from headrouter_pl.scorers.base import Probe, Scorer, ScoringInputs
+
+if TYPE_CHECKING:
+    from headrouter_pl.models import LalmHandle
+
+
+class HeadRouterScorer(Scorer):
+    """Weighted mean over heads of pre-rotary probe attention, the weights routed per sample (arXiv 2604.23717).
+
+    Args:
+        profile: A :class:`HeadProfile`, its name or path, or ``"auto"`` for the best one known for the model.
+        router: A name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted :class:`PromptRouter`.
+        queries: ``"prompt"`` averages over the question's tokens (this project's choice), ``"last"`` takes the last.
+    """
+
+    def __init__(
+        self,
+        profile: str | HeadProfile = "auto",
+        router: str | Router | PromptRouter = "joint",
+        queries: Literal["prompt", "last"] = "prompt",
+    ) -> None:
+        # "auto" finds nothing better than the uncalibrated profile yet: no calibrated one is shipped.
+        name = "generic" if profile == "auto" else profile
+        self.profile = name if isinstance(name, HeadProfile) else HeadProfile.load(name)
+        self.router = get_router(router)
+        self.probe = Probe(queries=queries, layers=self.profile.layers)
+        self.needs_prompts = self.router.needs_prompts
+
+    def bind(self, handle: LalmHandle, layers: Sequence[int]) -> None:
+        """Refuses a model whose heads the profile does not fit."""
+        self.profile.check(handle.family.model_type, layers, handle.num_heads(layers[0])[0])
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        """See :meth:`Scorer.score`."""
+        assert inputs.attention is not None
+        inputs.selectivity = selectivity(inputs.attention, inputs.audio_mask[:, None])
+        inputs.probabilities = self.router.route(self.profile, inputs.prompts, inputs.selectivity)
+        inputs.types = self.profile.types
+        inputs.families = self.profile.family_of(inputs.probabilities)
+        inputs.head_weights = self.profile.mix(inputs.probabilities, inputs.selectivity)
+        return token_importance(inputs.attention, inputs.head_weights)
