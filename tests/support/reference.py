@@ -1,7 +1,7 @@
 """The definition of exactness: the full sequence, with the dropped tokens masked as keys in the layers from K on.
 
-Written independently of the engine: it only edits the additive or boolean mask that a layer is given (or makes one),
-and knows nothing of gathering, caches or fillers.
+Written independently of the engine: it only edits the mask that a layer is given (or makes one), and knows nothing of
+gathering, caches or fillers. Models must run without a cache under it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ def masked_from(layers: nn.ModuleList, layer: int, dropped: Tensor) -> Iterator[
     Args:
         layers: The decoder's layers, with eager or sdpa attention.
         layer: The prune layer K.
-        dropped: Bool tensor ``[B, L]``; later positions (generated without a cache) are not dropped.
+        dropped: Bool tensor ``[B, L]``; positions after these (generated ones) are not dropped.
     """
 
     def mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        length = hidden.shape[-2]
+        assert kwargs.get("past_key_values") is None, "the reference runs without a cache"
+        length = (args[0] if args else kwargs["hidden_states"]).shape[-2]
+        # A dropped token still sees itself: nobody reads its output, but it must be finite.
         gone = torch.nn.functional.pad(dropped, (0, length - dropped.shape[1]))[:, None, None, :]
+        gone = gone & ~torch.eye(length, dtype=torch.bool)
         given = kwargs.get("attention_mask")
         if given is None:
             given = torch.ones(length, length, dtype=torch.bool).tril().expand(len(dropped), 1, -1, -1)
         if given.dtype == torch.bool:
-            # A dropped token that only saw dropped ones sees itself: its output is read by nobody, but must be finite.
-            own = torch.eye(length, dtype=torch.bool)
-            kwargs["attention_mask"] = (given & ~gone) | (own & given)
+            kwargs["attention_mask"] = given & ~gone
         else:
-            kwargs["attention_mask"] = given.masked_fill(gone & ~torch.eye(length, dtype=torch.bool), torch.finfo(given.dtype).min)
+            kwargs["attention_mask"] = given.masked_fill(gone, torch.finfo(given.dtype).min)
         return args, kwargs
 
     handles = [block.register_forward_pre_hook(mask, with_kwargs=True) for block in layers[layer:]]
@@ -45,3 +45,17 @@ def masked_from(layers: nn.ModuleList, layer: int, dropped: Tensor) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
+
+
+def dropped_from(report: Any, audio_mask: Tensor, *, every: int = 1) -> Tensor:
+    """Bool tensor ``[B, L]`` of the audio tokens that a report says were not kept.
+
+    Args:
+        report: A ``PruningReport``; its first ``B * every`` samples are read.
+        audio_mask: Bool tensor ``[B, L]``.
+        every: Rows per sample in the report (beams, returned sequences).
+    """
+    dropped = audio_mask.clone()
+    for row in range(len(audio_mask)):
+        dropped[row, report.samples[row * every].kept] = False
+    return dropped
