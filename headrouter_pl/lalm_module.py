@@ -78,19 +78,19 @@ class LALMModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of the answer tokens."""
-        inputs = batch["inputs"]
+        inputs = self._to_model_dtype(batch["inputs"])
         if "labels" not in inputs:
             raise HeadRouterError("A training batch needs inputs['labels']; AudioPromptDataModule makes them for fit.")
         loss = self.model(**inputs, use_cache=False).loss
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["keys"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[str]:
-        """Generates and scores answers."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
+        """Generates and scores answers; returns them as ``texts``."""
         return self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> list[str]:
-        """Generates and scores answers."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
+        """Generates and scores answers; returns them as ``texts``."""
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str | None]]:
@@ -103,16 +103,21 @@ class LALMModule(L.LightningModule):
 
     def answer(self, inputs: Mapping[str, Tensor]) -> list[str]:
         """Generated text of each sample, without its prompt."""
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        inputs = self._to_model_dtype({name: value for name, value in inputs.items() if name != "labels"})
         output = self.model.generate(**inputs, **self.generate_settings)  # type: ignore[operator]
         return self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    def _evaluate(self, batch: Batch, stage: str) -> list[str]:
+    def _to_model_dtype(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Processors give float32 features, which a model in half precision does not take."""
+        dtype: torch.dtype = self.model.dtype  # type: ignore[assignment]
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+
+    def _evaluate(self, batch: Batch, stage: str) -> dict[str, list[str]]:
         texts = self.answer(batch["inputs"])
-        metric = self.metrics[stage]
+        metric: Any = self.metrics[stage]
         metric.update([self.task.parse(text) for text in texts], [self._target(text) for text in batch["answers"]])
-        self.log(f"{stage}/{self.task.name}", metric, batch_size=len(texts), prog_bar=True)  # type: ignore[arg-type]
-        return texts
+        self.log(f"{stage}/{self.task.name}", metric, batch_size=len(texts), prog_bar=True)
+        return {"texts": texts}
 
     def _target(self, answer: str) -> str:
         parsed = self.task.parse(answer)
@@ -131,10 +136,10 @@ def _load(
 
     config = transformers.AutoConfig.from_pretrained(name)
     architectures: Sequence[str] = config.architectures or ()
-    known = [getattr(transformers, architecture) for architecture in architectures if hasattr(transformers, architecture)]
+    known = [
+        getattr(transformers, architecture) for architecture in architectures if hasattr(transformers, architecture)
+    ]
     if not known:
         raise HeadRouterError(f"{name} names the architectures {list(architectures)}; none is in transformers.")
-    model = known[0].from_pretrained(
-        name, dtype=dtype or "auto", attn_implementation=attn_implementation
-    )
+    model = known[0].from_pretrained(name, dtype=dtype or "auto", attn_implementation=attn_implementation)
     return model, processor or transformers.AutoProcessor.from_pretrained(name)

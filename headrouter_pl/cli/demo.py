@@ -62,12 +62,12 @@ def demo(
             self.costs: list[dict[str, Any]] = []
 
         def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
-            self.answers.extend(outputs)
+            self.answers.extend(outputs["texts"])
             if self.pruned is not None:
                 self.samples.extend(self.pruned.report.samples)
                 self.costs.append(self.pruned.report.summary())
 
-    def run(*callbacks: L.Callback) -> list[float]:
+    def run(data: L.LightningDataModule, *callbacks: L.Callback) -> list[float]:
         trainer = L.Trainer(
             accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
             callbacks=list(callbacks),
@@ -77,13 +77,17 @@ def demo(
         return prefills
 
     print(f"\nPocket model ({machine()}), {len(records)} questions, keep_ratio {keep_ratio:g}, scorer {scorer}.")
-    print("Its projector is untrained: the speed is real, the answers are not. What matters here is whether they agree.\n")
-    run(_warm_up := Collect())  # the first run also pays for allocating; it is not counted
-    unpruned = Collect()
-    time_full = run(unpruned)
+    print(
+        "Its projector is untrained: the speed is real, the answers are not. What matters here is whether they agree.\n"
+    )
     callback = HeadRouterCallback(keep_ratio, layer=layer, scorer=scorer)
+    # The first forwards also pay for allocating memory and fitting the prompt router: one sample, not counted.
+    run(AudioPromptDataModule(processor, validate=records[:1]))
+    run(AudioPromptDataModule(processor, validate=records[:1]), callback)
+    unpruned = Collect()
+    time_full = run(data, unpruned)
     pruned = Collect(callback)
-    time_pruned = run(callback, pruned)
+    time_pruned = run(data, callback, pruned)
 
     rows = []
     for index, record in enumerate(records):

@@ -22,7 +22,9 @@ def format_table(rows: Sequence[Mapping[str, object]]) -> str:
     titles = list(rows[0])
     cells = [titles, *[[str(row[title]) for title in titles] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 

@@ -124,7 +124,9 @@ class AudioPromptDataModule(L.LightningDataModule):
         lengths = ends[:, -1]
         for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             if not text.startswith(prompt):
-                raise AudioError("the chat template renders the prompt differently once it is answered; cannot label it")
+                raise AudioError(
+                    "the chat template renders the prompt differently once it is answered; cannot label it"
+                )
             answer = len(tokenizer(text[len(prompt) :], add_special_tokens=False)["input_ids"])
             labels[row, ends[row] <= lengths[row] - answer] = -100
         labels[inputs["attention_mask"] == 0] = -100
@@ -145,7 +147,12 @@ class AudioPromptDataModule(L.LightningDataModule):
         for record, parts in zip(records, clips, strict=True):
             self._warn_if_cut(record, max(len(part) for part in parts) / rate)
         inputs = self.processor(
-            text=texts, audio=[part for parts in clips for part in parts], sampling_rate=rate, padding=True, padding_side="left", return_tensors="pt"
+            text=texts,
+            audio=[part for parts in clips for part in parts],
+            sampling_rate=rate,
+            # Of the text alone: how to pad audio is for the processor to say, some encoders take whole windows only.
+            text_kwargs={"padding": True, "padding_side": "left"},
+            return_tensors="pt",
         )
         return {
             "inputs": {name: value for name, value in inputs.items() if isinstance(value, Tensor)},

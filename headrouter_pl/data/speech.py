@@ -21,9 +21,7 @@ _REQUIREMENT = "moonshine-voice==0.1.5"  # MIT
 _PLATFORM = "manylinux_2_34_x86_64"
 
 SPEECH_CLIPS: dict[str, str] = {
-    "moonshine_voice/assets/two_cities.wav": (
-        "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e"
-    ),
+    "moonshine_voice/assets/two_cities.wav": ("f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e"),
     "moonshine_voice/assets/beckett.wav": "e5a26b3d29e5b0bc8dbd72c11d16a3808a4ec0ac45b21f12a27d2a2fe5c5ae61",
     "moonshine_voice/assets/endgame_nagg_nell.wav": (
         "78f44dc6d3da32ecab0c37f391700f0569f4612b8e0be2ecbaf33e1d3d566474"

@@ -58,11 +58,13 @@ def probe_attention(
     block = max(1, max_logits // max(1, batch * heads * num_keys))
     for start in range(0, num_queries, block):
         rows = slice(start, start + block)
-        logits = (query[:, :, rows].flatten(2, 3) @ key).unflatten(2, (-1, groups))
-        visible = (key_mask if key_mask.shape[1] == 1 else key_mask[:, rows])[:, None, :, None, :]
-        # A row that sees no key would be NaN after the softmax; it counts as zero attention.
+        with torch.autocast(query.device.type, enabled=False):  # it would round the logits to half precision
+            logits = (query[:, :, rows].flatten(2, 3) @ key).unflatten(2, (-1, groups))
+        visible = key_mask if key_mask.shape[1] == 1 else key_mask[:, rows]
+        visible = (visible & query_mask[:, rows, None])[:, None, :, None, :]
+        # A row that sees no key, or a query of padding, may be NaN after the softmax; it counts as zero attention.
         weights = logits.masked_fill(~visible, -torch.inf).softmax(-1).masked_fill(~visible, 0.0)
-        attention += (weights * query_mask[:, None, rows, None, None]).sum(2)
+        attention += weights.sum(2)
     count = query_mask.sum(1).clamp(min=1)
     return (attention / count[:, None, None, None]).flatten(1, 2)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def selectivity(attention: Tensor, key_mask: Tensor) -> Tensor:
-    r"""How concentrated each head's attention is: :math:`s = 1 - \mathrm{entropy}(a) / \log N` (this project's definition).
+    r"""How concentrated each head's attention is: :math:`s = 1 - \mathrm{entropy}(a) / \log N` (our definition).
 
     Args:
         attention: Float tensor ``[..., N]``, rows summing to one over the true keys.
@@ -24,7 +24,7 @@ def selectivity(attention: Tensor, key_mask: Tensor) -> Tensor:
 
 
 def gaussian_log_gates(selectivity: Tensor, centroids: Tensor, bandwidth: float) -> Tensor:
-    r"""Log of the ungated Gaussian gates :math:`-\lVert s - \mu_c \rVert^2 / 2 \sigma^2` (HeadRouter, arXiv 2604.23717).
+    r"""Log of the Gaussian gates :math:`-\lVert s - \mu_c \rVert^2 / 2 \sigma^2` (HeadRouter, arXiv 2604.23717).
 
     Args:
         selectivity: Float tensor ``[B, P]``, one value per probed head.
@@ -36,7 +36,9 @@ def gaussian_log_gates(selectivity: Tensor, centroids: Tensor, bandwidth: float)
     """
     if bandwidth <= 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
-    return -torch.cdist(selectivity, centroids).square() / (2 * bandwidth**2)
+    # Not cdist: above 25 rows it subtracts matmuls, and loses the small distances that a narrow gate lives on.
+    distances = (selectivity[:, None] - centroids).square().sum(-1)
+    return -distances / (2 * bandwidth**2)
 
 
 def token_importance(attention: Tensor, head_weights: Tensor) -> Tensor:
@@ -49,4 +51,5 @@ def token_importance(attention: Tensor, head_weights: Tensor) -> Tensor:
     Returns:
         Float tensor ``[B, N]``.
     """
-    return (head_weights[:, None, :] @ attention).squeeze(1)
+    # Not a matmul: autocast and TF32 would round the sums, and tie tokens that differ.
+    return (head_weights[:, :, None] * attention).sum(1)

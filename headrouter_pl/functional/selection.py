@@ -26,7 +26,11 @@ def keep_counts(seen: Tensor, *, keep_ratio: float | None = None, keep_tokens: i
     if (keep_ratio is None) == (keep_tokens is None):
         raise ValueError("give exactly one of keep_ratio and keep_tokens")
     if keep_tokens is not None:
+        if keep_tokens < 1:
+            raise ValueError(f"keep_tokens must be at least 1, got {keep_tokens}")
         return seen.clamp(max=keep_tokens)
+    if keep_ratio is None or not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio}")
     # float64: 0.35 * 10 must not become 3.4999998.
     wanted = torch.round(seen.double() * keep_ratio).long()
     return torch.minimum(wanted.clamp(min=1), seen)
@@ -43,6 +47,8 @@ def select_tokens(importance: Tensor, key_mask: Tensor, counts: Tensor) -> Tenso
     Returns:
         Bool tensor ``[B, N]`` with exactly ``counts[b]`` true entries in row b.
     """
+    # The clamp keeps true tokens above padding, whatever their importance.
+    importance = importance.clamp(min=torch.finfo(importance.dtype).min)
     order = importance.masked_fill(~key_mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     ranks = torch.arange(order.shape[1], device=order.device)
     return torch.zeros_like(key_mask).scatter(1, order, ranks < counts[:, None])

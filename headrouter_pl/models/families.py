@@ -86,7 +86,7 @@ class LalmHandle:
     layers: nn.ModuleList
     audio_token_id: int | None
 
-    def attention(self, layer: int) -> nn.Module:
+    def attention(self, layer: int) -> Any:
         """The self-attention module of a decoder layer."""
         return self.layers[layer].self_attn
 
@@ -107,10 +107,10 @@ class LalmHandle:
         attention = self.attention(layer)
         dim = self.head_dim(layer)
         if hasattr(attention, "qkv_proj"):
-            total = attention.qkv_proj.out_features // dim
-            queries = attention.o_proj.in_features // dim
+            total = int(attention.qkv_proj.out_features) // dim
+            queries = int(attention.o_proj.in_features) // dim
             return queries, (total - queries) // 2
-        queries = attention.q_proj.out_features // dim
+        queries = int(attention.q_proj.out_features) // dim
         return queries, queries // int(attention.num_key_value_groups)
 
     def is_sliding(self, layer: int) -> bool:
@@ -122,7 +122,7 @@ class LalmHandle:
     @property
     def lowest_layer(self) -> int:
         """The lowest prune layer: the first layer of each kind sizes the masks of all, so it must lie below."""
-        first = {}
+        first: dict[bool, int] = {}
         for layer in range(self.num_layers):
             first.setdefault(self.is_sliding(layer), layer)
         return max(first.values()) + 1
@@ -163,7 +163,7 @@ class LalmHandle:
 
 
 class _HeadsHook:
-    """Hands on the output of a projection by heads. An object, not a closure: deepcopy must copy what it is bound to."""
+    """Hands on a projection's output by heads. An object, not a closure: deepcopy must copy what it is bound to."""
 
     def __init__(self, receive: Receiver, layer: int, dim: int, heads: slice) -> None:
         self.receive = receive
@@ -201,14 +201,14 @@ def find_lalm(module: nn.Module) -> LalmHandle:
         )
     if not found:
         raise UnsupportedModelError(_why_not(module))
-    model = found[0][1]
-    family = FAMILIES[model.config.model_type]  # type: ignore[union-attr]
+    model: Any = found[0][1]
+    family = FAMILIES[model.config.model_type]
     path = family.decoder.split(".")
     above = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
     decoder = above[-1]
     # The decoder itself takes input_ids too, but only in families that embed audio there may they hold placeholders.
     inputs = above if hasattr(decoder, "embed_tokens_extend") else above[:-1]
-    return LalmHandle(model, family, tuple(inputs), decoder.layers, _audio_token_id(model.config, family))  # type: ignore[arg-type]
+    return LalmHandle(model, family, tuple(inputs), decoder.layers, _audio_token_id(model.config, family))
 
 
 def _outermost(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -252,9 +252,7 @@ def read_ctranslate2(data: bytes) -> CTranslate2Model:
     def take(size: int) -> bytes:
         nonlocal at
         if at + size > len(data):
-            raise PocketError(
-                f"CTranslate2 model cut short: {at + size} bytes expected at least, got {len(data)}"
-            )
+            raise PocketError(f"CTranslate2 model cut short: {at + size} bytes expected at least, got {len(data)}")
         at += size
         return data[at - size : at]
 
@@ -278,9 +276,7 @@ def read_ctranslate2(data: bytes) -> CTranslate2Model:
             raise PocketError(f"CTranslate2 variable {name!r} has type id {type_id}, expected one of 0 to 5")
         dtype = np.dtype(types[type_id]).newbyteorder("<")
         if size != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-            raise PocketError(
-                f"CTranslate2 variable {name!r}: shape {shape} of {dtype} does not make {size} bytes"
-            )
+            raise PocketError(f"CTranslate2 variable {name!r}: shape {shape} of {dtype} does not make {size} bytes")
         take(size)
         array = np.frombuffer(data, dtype, size // dtype.itemsize, at - size).reshape(shape)
         variables[name] = (array.astype(np.uint32) << 16).view(np.float32) if type_id == 5 else array
@@ -505,9 +501,7 @@ def _check_decoder(model: AudioFlamingo3ForConditionalGeneration, tokenizer: Pre
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     answer = tokenizer.convert_ids_to_tokens(int(model(input_ids=ids).logits[0, -1].argmax()))
     if answer != "ĠParis":  # Ġ: the space before it
-        raise PocketError(
-            f"the assembled decoder continues 'The capital of France is' with {answer!r}, not 'Paris'"
-        )
+        raise PocketError(f"the assembled decoder continues 'The capital of France is' with {answer!r}, not 'Paris'")
 
 
 @contextlib.contextmanager

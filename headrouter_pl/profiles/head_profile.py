@@ -51,14 +51,23 @@ class HeadProfile:
 
     def __post_init__(self) -> None:
         if len(self.types) != len(self.families) or len(set(self.types)) != len(self.types):
-            raise HeadRouterError(f"A profile needs distinct types and one family each, got {self.types}, {self.families}.")
+            raise HeadRouterError(
+                f"A profile needs distinct types and one family each, got {self.types}, {self.families}."
+            )
         if unknown := set(self.families) - {"semantic", "acoustic"}:
             raise HeadRouterError(f"Families are 'semantic' and 'acoustic', got {', '.join(sorted(unknown))}.")
-        if self.bandwidth <= 0:
+        if not self.bandwidth > 0:
             raise HeadRouterError(f"A profile's bandwidth must be positive, got {self.bandwidth}.")
+        if self.weighting not in ("type", "selectivity"):
+            raise HeadRouterError(f"A profile's weighting is 'type' or 'selectivity', got {self.weighting!r}.")
         for title, tensor in (("weights", self.weights), ("centroids", self.centroids)):
             if tensor is not None and (tensor.dim() != 2 or len(tensor) != len(self.types)):
                 raise HeadRouterError(f"Profile {title} must be [{len(self.types)}, P], got {list(tensor.shape)}.")
+        if self.weights is not None and self.centroids is not None and self.weights.shape != self.centroids.shape:
+            raise HeadRouterError(
+                f"Profile weights {list(self.weights.shape)} and centroids {list(self.centroids.shape)} must be of the "
+                "same heads."
+            )
 
     @property
     def num_probed(self) -> int | None:
@@ -87,8 +96,8 @@ class HeadProfile:
             )
         if self.num_probed is not None and self.num_probed != len(layers) * num_heads:
             raise ProfileMismatchError(
-                f"Profile {self.name!r} weighs {self.num_probed} heads ([{len(self.types)}, {self.num_probed}]), the model "
-                f"has {num_heads} heads in each of the probed layers {list(layers)} ({len(layers) * num_heads}). "
+                f"Profile {self.name!r} weighs {self.num_probed} heads ([{len(self.types)}, {self.num_probed}]), the "
+                f"model has {num_heads} heads in each of the probed layers {list(layers)} ({len(layers) * num_heads}). "
                 "Calibrate one for this model and prune layer, or take profile='generic'."
             )
 
@@ -96,18 +105,20 @@ class HeadProfile:
         """Writes one safetensors file, tensors in float32 and everything else in its metadata."""
         from safetensors.torch import save_file
 
-        tensors = {"weights": self.weights, "centroids": self.centroids}
+        given = {"weights": self.weights, "centroids": self.centroids}
+        # Cloned, because safetensors refuses tensors that share memory.
+        tensors = {key: value.float().clone().contiguous() for key, value in given.items() if value is not None}
         header = {
             "format": FORMAT,
             "name": self.name,
             "types": json.dumps(self.types),
             "families": json.dumps(self.families),
-            "bandwidth": repr(self.bandwidth),
+            "bandwidth": repr(float(self.bandwidth)),
             "layers": json.dumps(self.layers),
             "weighting": self.weighting,
             "metadata": json.dumps(dict(self.metadata), sort_keys=True),
         }
-        save_file({k: v.float().contiguous() for k, v in tensors.items() if v is not None}, str(path), metadata=header)
+        save_file(tensors, str(path), metadata=header)
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> HeadProfile:
@@ -134,7 +145,9 @@ class HeadProfile:
         except SafetensorError as error:
             raise HeadRouterError(f"{path} is not a safetensors file: {error}") from error
         if header.get("format") != FORMAT:
-            raise HeadRouterError(f"{path} is not a head profile: format {header.get('format')!r}, expected {FORMAT!r}.")
+            raise HeadRouterError(
+                f"{path} is not a head profile: format {header.get('format')!r}, expected {FORMAT!r}."
+            )
         layers = json.loads(header["layers"])
         return cls(
             name=header["name"],
@@ -144,7 +157,7 @@ class HeadProfile:
             centroids=tensors.get("centroids"),
             bandwidth=float(header["bandwidth"]),
             layers=None if layers is None else tuple(layers),
-            weighting=header["weighting"],  # type: ignore[arg-type]
+            weighting=header["weighting"],
             metadata=json.loads(header["metadata"]),
         )
 

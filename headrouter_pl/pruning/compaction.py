@@ -1,8 +1,8 @@
 """Index work of the engine: which rows go through the layers from K on, and what they may attend to.
 
-The rows of a sample that go on are laid out as ``[fillers..., kept tokens in time order]``. Fillers bring the samples of
-a batch to one length: they are positions of the sample's own that are not kept, and are invalid as keys. They stand on
-the left, so that cropping a cache and sliding windows, which both count from the right, meet kept tokens only.
+The rows of a sample that go on are laid out as ``[fillers..., kept tokens in time order]``. Fillers bring the samples
+of a batch to one length: they are positions of the sample's own that are not kept, and are invalid as keys. They stand
+on the left, so that cropping a cache and sliding windows, which both count from the right, meet kept tokens only.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Rows:
 
 @dataclass
 class CompactKeys:
-    """Which positions the layers from K on hold keys of. Lives on the cache object, so that it dies or is copied with it.
+    """Which positions the layers from K on hold keys of. Lives on the cache, so that it dies or is copied with it.
 
     Attributes:
         index: Long tensor ``[B, n]``: positions in the full sequence, of the tokens up to :attr:`length`.
@@ -163,7 +163,9 @@ def compact_mask(
         visible = valid[:, None, None, :].expand(batch, 1, num_queries, key_length)
         if num_queries > 1:
             first = held - num_queries
-            causal = torch.arange(key_length, device=device) <= torch.arange(num_queries, device=device)[:, None] + first
+            causal = (
+                torch.arange(key_length, device=device) <= torch.arange(num_queries, device=device)[:, None] + first
+            )
             visible = visible & causal
         return _self_visible(visible, rows, held)
     columns = mask.shape[-1]

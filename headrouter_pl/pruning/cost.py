@@ -36,7 +36,7 @@ class LayerCost:
         return cls(_multiplied_weights(handle.layers[index]), queries * dim, kv_dim, window)
 
     def flops(self, tokens: int) -> int:
-        """FLOPs of a causal prefill of ``tokens`` tokens: ``2 * weights`` per token, ``4 * heads_dim`` per visible pair."""
+        """FLOPs of a causal prefill of ``tokens`` rows: ``2 * weights`` a row, ``4 * heads_dim`` a visible pair."""
         window = tokens if self.window is None else min(self.window, tokens)
         pairs = window * (window + 1) // 2 + (tokens - window) * window
         return 2 * self.weights * tokens + 4 * self.heads_dim * pairs

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from headrouter_pl.errors import AudioMaskError, HeadRouterError, UnsupportedModelError
 from headrouter_pl.functional import apply_rotary, keep_counts, probe_attention, select_tokens
@@ -117,7 +118,8 @@ class PruningEngine:
         self._costs = tuple(LayerCost.of(handle, index) for index in range(handle.num_layers))
         self._inputs = {module: _parameter_names(module) for module in handle.inputs}
         self._layer_arguments = _parameter_names(handle.layers[layer])
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks: list[RemovableHandle] = []
+        self._wrapped = False  # whether `generate` is wrapped
 
     def _check_layers(self) -> None:
         """Refuses prune and probe layers at which dropping a token is not masking it."""
@@ -130,8 +132,8 @@ class PruningEngine:
             )
         if layer < handle.lowest_layer:
             raise HeadRouterError(
-                f"layer={layer} is too low for {name}: its masks are sized by layer {handle.lowest_layer - 1}, the first "
-                f"of its kind of attention, which must see every token. Take layer >= {handle.lowest_layer}."
+                f"layer={layer} is too low for {name}: its masks are sized by layer {handle.lowest_layer - 1}, the "
+                f"first of its kind of attention, which must see every token. Take layer >= {handle.lowest_layer}."
             )
         if layer > handle.highest_layer:
             raise HeadRouterError(
@@ -171,21 +173,22 @@ class PruningEngine:
         forward = _FORWARD.get()
         if forward is not None and forward.engine is self:  # left over by a KeyboardInterrupt
             _FORWARD.set(forward.outer)
-        generate = self.handle.model.__dict__.get("generate")
-        if getattr(generate, "__func__", None) is _generate:
+        if self._wrapped:
             del self.handle.model.__dict__["generate"]
+            self._wrapped = False
 
     def _wrap_generate(self) -> None:
-        """Lets ``generate`` say how long the prompt is, which no forward can tell from drafts and regenerated tokens."""
+        """Lets ``generate`` say how long the prompt is, which no forward can tell from drafts and earlier answers."""
         model = self.handle.model
         if hasattr(type(model), "generate"):
             if "generate" in model.__dict__:
                 raise HeadRouterError(
-                    f"{type(model).__name__}.generate is already replaced on this object, by another pruner or by other "
-                    "code. Leave that first."
+                    f"{type(model).__name__}.generate is already replaced on this object, by another pruner or by "
+                    "other code. Leave that first."
                 )
             # A bound method: deepcopy of the model binds it to the copy.
             model.__dict__["generate"] = types.MethodType(_generate, model)
+            self._wrapped = True
 
     # Around the model
 
@@ -209,12 +212,22 @@ class PruningEngine:
         self, input_ids: Tensor | None, length: int, given: Mapping[str, Any]
     ) -> tuple[TokenLayout | None, Sequence[str] | None]:
         """Reads the batch on the CPU, before any of its GPU work is queued: the one host-device sync of a prefill."""
-        ids = None if input_ids is None else input_ids.cpu()
-        mask, labels = given.get("attention_mask"), given.get("labels")
-        mask = mask[:, -length:].cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        labels = labels.cpu() if isinstance(labels, Tensor) and ids is not None and labels.shape == ids.shape else None
-        if ids is None and self.audio_mask is None and _carries_state(given.get("past_key_values")):
+        mask, labels, positions = given.get("attention_mask"), given.get("labels"), given.get("position_ids")
+        if input_ids is None and self.audio_mask is None and _carries_state(given.get("past_key_values")):
             return None, None
+        ids, mask, labels, positions = _to_cpu(
+            input_ids,
+            mask[:, -length:] if mask is not None and _is_matrix(mask) else None,
+            labels if labels is not None and _is_matrix(labels) and labels.shape[1] == length else None,
+            positions if _is_matrix(positions) and mask is None else None,
+        )
+        if given.get("cu_seq_lens_q") is not None or (
+            positions is not None and bool((positions.diff(dim=1) <= 0).any())
+        ):
+            raise HeadRouterError(
+                "The batch holds packed samples (position_ids start anew within a row), so that it cannot be told "
+                "whose question asks of whose audio. Turn packing off, and pad."
+            )
         audio_mask = find_audio(ids, self.handle.audio_token_id, self.audio_mask, type(self.handle.model).__name__)
         if audio_mask.shape[1] != length:
             raise AudioMaskError(f"audio_mask is {list(audio_mask.shape)}, the sequence has {length} positions.")
@@ -330,7 +343,7 @@ class PruningEngine:
                     given[name] = tuple(map(rows.gather, value)) if isinstance(value, tuple) else rows.gather(value)
             for name in IDS:
                 if (value := given.get(name)) is not None:
-                    # Rotary is in position_embeddings already; flash attention would take gapped ids for packed samples.
+                    # Rotary is in position_embeddings already; flash attention would take gaps for packed samples.
                     given[name] = None if self._is_flash(index) else rows.gather_ids(value)
         return (given.pop("hidden_states"),), given
 
@@ -374,8 +387,8 @@ class PruningEngine:
         assert layout is not None
         if hidden.shape[-2] != forward.length:
             raise AudioMaskError(
-                f"The decoder of {type(self.handle.model).__name__} works on {hidden.shape[-2]} positions, input_ids has "
-                f"{forward.length}: the model expands its audio placeholders itself. Expand them beforehand (its "
+                f"The decoder of {type(self.handle.model).__name__} works on {hidden.shape[-2]} positions, input_ids "
+                f"has {forward.length}: the model expands its audio placeholders itself. Expand them beforehand (its "
                 "processor does), or say where the audio is: AudioTokenPruner(...)(model, audio_mask=mask)."
             )
         counts = keep_counts(layout.seen, keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
@@ -386,7 +399,6 @@ class PruningEngine:
         )  # fmt: skip
         self.report.prefills.append(record)
         if bool((counts == layout.seen).all()):
-            forward.queries.clear(), forward.keys.clear(), forward.rotary.clear()
             return None
         device = hidden.device
         inputs = ScoringInputs(layout.audio_valid.to(device), counts.to(device), prompts=forward.prompts)
@@ -422,8 +434,8 @@ class PruningEngine:
         flash = self._is_flash(index)
         if flash and sliding and forward.total > self.handle.attention(index).sliding_window:
             raise UnsupportedModelError(
-                "Flash attention counts its sliding window in kept tokens, which is not the same as masking the dropped "
-                "ones. Load the model with attn_implementation='sdpa'."
+                "Flash attention counts its sliding window in kept tokens, which is not the same as masking the "
+                "dropped ones. Load the model with attn_implementation='sdpa'."
             )
         key_length, key_offset = num_queries, 0
         if cache is not None:
@@ -465,6 +477,21 @@ def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
         return type(model).generate(model, *args, **kwargs)
     finally:
         _PROMPT_LENGTH.reset(token)
+
+
+def _is_matrix(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2
+
+
+def _to_cpu(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Copies integer tensors ``[B or 1, L]`` to the CPU in one transfer, expanded to one batch size."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given:
+        return list(tensors)
+    batch = max(len(tensor) for tensor in given)
+    device = given[0].device
+    copies = iter(torch.stack([t.to(device, torch.long).expand(batch, -1) for t in given]).cpu())
+    return [None if tensor is None else next(copies) for tensor in tensors]
 
 
 def _parameter_names(module: nn.Module) -> list[str]:

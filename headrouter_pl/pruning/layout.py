@@ -90,9 +90,7 @@ def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     return index, torch.arange(width) < count
 
 
-def find_audio(
-    input_ids: Tensor | None, audio_token_id: int | None, audio_mask: Tensor | None, what: str
-) -> Tensor:
+def find_audio(input_ids: Tensor | None, audio_token_id: int | None, audio_mask: Tensor | None, what: str) -> Tensor:
     """The audio mask of a forward, from its placeholders or as given.
 
     Args:
@@ -112,7 +110,7 @@ def find_audio(
     if input_ids is None:
         raise AudioMaskError(
             f"{what} got inputs_embeds without input_ids, so it cannot be told which positions are audio. Pass "
-            "input_ids, or say where the audio is: AudioTokenPruner(...)(model, audio_mask=mask) with a bool mask [B, L]."
+            "input_ids, or say where the audio is: AudioTokenPruner(...)(model, audio_mask=mask), a bool mask [B, L]."
         )
     if audio_token_id is None:
         raise AudioMaskError(

@@ -32,7 +32,7 @@ class AudioTokenPruner:
         print(report)
 
     Args:
-        keep_ratio: Share of each sample's audio tokens to keep, in (0, 1]; 0.7 if neither it nor ``keep_tokens`` is given.
+        keep_ratio: Share of each sample's audio tokens to keep, in (0, 1]; 0.7 if ``keep_tokens`` is not given either.
         keep_tokens: Number of audio tokens to keep in each sample, instead of a ratio.
         layer: The prune layer K: layers 0..K-1 see every token. None for 2, or the lowest the model allows above it.
         scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or a scorer.
@@ -57,9 +57,7 @@ class AudioTokenPruner:
         tokenizer: Tokenizer | None = None,
     ) -> None:
         if keep_ratio is not None and keep_tokens is not None:
-            raise ConfigurationError(
-                f"Give keep_ratio or keep_tokens, not both (got {keep_ratio} and {keep_tokens})."
-            )
+            raise ConfigurationError(f"Give keep_ratio or keep_tokens, not both (got {keep_ratio} and {keep_tokens}).")
         if keep_ratio is None and keep_tokens is None:
             keep_ratio = DEFAULT_KEEP_RATIO
         if keep_ratio is not None and not 0 < keep_ratio <= 1:

@@ -18,7 +18,7 @@ class SampleReport:
 
     Attributes:
         seen: Audio tokens there were.
-        kept: Long tensor ``[kept]`` on the CPU: positions in the input sequence of the audio tokens kept, in time order.
+        kept: Long tensor ``[kept]`` on the CPU: positions in the input of the audio tokens kept, in time order.
         route: Probability of each family, ``{"semantic": .., "acoustic": ..}``; empty where the scorer does not route.
         types: Probability of each type of the profile; empty likewise.
         importance: Float tensor ``[seen]`` on the CPU, the score of each audio token; None where all were kept.

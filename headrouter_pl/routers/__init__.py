@@ -1,5 +1,6 @@
-"""Routers: what kind of question is asked of the audio. To add one: a file with a :class:`Router` and a line in
-:data:`ROUTERS`.
+"""Routers: what kind of question is asked of the audio.
+
+To add one: a file with a :class:`Router`, and a line in :data:`ROUTERS`.
 """
 
 from __future__ import annotations

@@ -105,9 +105,7 @@ def evaluate_shipped(*, folds: int = 5, repeats: int = 1, random_state: int = 0)
     )
 
 
-def expected_calibration_error(
-    confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = 15
-) -> float:
+def expected_calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = 15) -> float:
     """Mean distance between confidence and accuracy, over bins of equal mass.
 
     Equal mass, not equal width: a text classifier is mostly sure, and low bins would hold few prompts.
@@ -165,9 +163,7 @@ def _block(
     return block
 
 
-def _grain(
-    proba: NDArray[np.float64], truth: NDArray[np.int_], n: int
-) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+def _grain(proba: NDArray[np.float64], truth: NDArray[np.int_], n: int) -> tuple[dict[str, Any], NDArray[np.bool_]]:
     """Scores probabilities of shape ``[repeats * n, classes]`` against class numbers."""
     predicted = proba.argmax(axis=1)
     hits = predicted == truth
@@ -204,7 +200,5 @@ def _format_block(block: Mapping[str, Any], title: str, classes: list[str], type
             width = max(map(len, [group, *block[group]])) + 2
             lines += ["", f"{group:{width}}{'n':>5}{'family':>8}{'type':>8}"]
             for name, s in block[group].items():
-                lines.append(
-                    f"{name:{width}}{s['n']:>5}{s['family_accuracy']:>8.3f}{s['type_accuracy']:>8.3f}"
-                )
+                lines.append(f"{name:{width}}{s['n']:>5}{s['family_accuracy']:>8.3f}{s['type_accuracy']:>8.3f}")
     return lines

@@ -34,8 +34,11 @@ class PromptPrior(Router):
         if self.classifier is None:
             self.classifier = PromptRouter.default()
         router = self.classifier
-        types, families = router.predict_type_proba([prompt])[0], router.predict_proba([prompt])[0]
-        return dict(zip(router.types_, types, strict=True)), dict(zip(router.classes_, families, strict=True))
+        types, families = router.predict_type_proba([prompt])[0].tolist(), router.predict_proba([prompt])[0].tolist()
+        return (
+            dict(zip(router.types_.tolist(), types, strict=True)),
+            dict(zip(router.classes_.tolist(), families, strict=True)),
+        )
 
     def log_evidence(self, profile: HeadProfile, prompts: Sequence[str] | None, selectivity: Tensor) -> Tensor:
         """See :meth:`Router.log_evidence`."""
@@ -55,12 +58,13 @@ class PromptPrior(Router):
                 )
         return torch.tensor(rows, dtype=selectivity.dtype).log().to(selectivity.device)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> PromptPrior:
-        return type(self)(self.classifier, self.cache_size)
+    # For copies and pickles: the remembered probabilities can be neither.
+    def __reduce__(self) -> tuple[type[PromptPrior], tuple[PromptRouter | None, int]]:
+        return type(self), (self.classifier, self.cache_size)
 
 
 class JointRouter(Router):
-    r"""Prompt as prior, audio as likelihood: :math:`\pi_c \propto p(c|prompt) \exp(-\lVert s-\mu_c \rVert^2/2\sigma^2)`.
+    r"""Prompt as prior, audio as likelihood: :math:`\pi_c \propto p(c|t) \exp(-\lVert s-\mu_c \rVert^2/2\sigma^2)`.
 
     The combination is this project's; the paper routes by selectivity alone.
 

@@ -21,7 +21,7 @@ class Probe:
         rotary: Queries and keys after the rotary embedding instead of before it.
         queries: ``"prompt"`` averages over the prompt's text tokens that follow the audio, ``"last"`` takes the last of
             them. Generated tokens are never queries.
-        keys: What the softmax runs over: the sample's audio tokens, or all of its tokens as in the model's own attention.
+        keys: What the softmax runs over: the sample's audio tokens, or all its tokens as in the model's own attention.
         layers: The probed layers, all below the prune layer; None for the one right below it.
     """
 

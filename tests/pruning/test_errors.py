@@ -1,0 +1,160 @@
+"""What is refused, and how."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from headrouter_pl import AudioTokenPruner, HeadProfile
+from headrouter_pl.errors import (
+    AudioMaskError,
+    ConfigurationError,
+    HeadRouterError,
+    ProfileMismatchError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny.build("audioflamingo3")
+
+
+@pytest.fixture(scope="module")
+def batch(model: Any) -> dict[str, torch.Tensor]:
+    return tiny.inputs("audioflamingo3", model, [[20], [9]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep_ratio": 0.0}, r"\(0, 1\], got 0\.0"),
+        ({"keep_ratio": 1.2}, r"\(0, 1\], got 1\.2"),
+        ({"keep_ratio": 0.5, "keep_tokens": 10}, "not both"),
+        ({"keep_tokens": 0}, "at least 1, got 0"),
+        ({"layer": 0}, "at least 1"),
+        ({"tokenizer": object()}, "batch_decode"),
+        ({"scorer": "fastv", "profile": "sharp"}, "belong to the scorer 'headrouter'"),
+    ],
+)
+def test_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        AudioTokenPruner(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scorer": "headruoter"}, "Did you mean 'headrouter'"),
+        ({"router": "joynt"}, "Did you mean 'joint'"),
+        ({"profile": "generik"}, "Did you mean 'generic'"),
+    ],
+)
+def test_names(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
+        AudioTokenPruner(**settings)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "message"),
+    [(4, "audioflamingo3", r"1\.\.3"), (1, "gemma3n", "layer >= 2"), (5, "gemma3n", "too high")],
+)
+def test_layers(layer: int, name: str, message: str) -> None:
+    with pytest.raises(HeadRouterError, match=message), AudioTokenPruner(layer=layer, scorer="stride")(tiny.build(name)):
+        pass
+
+
+def test_models(model: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="audioflamingo3, .*voxtral"), AudioTokenPruner()(nn.Linear(2, 2)):
+        pass
+    both = nn.ModuleList([model, tiny.build("audioflamingo3", seed=1)])
+    with pytest.raises(UnsupportedModelError, match="2 audio language models"), AudioTokenPruner()(both):
+        pass
+
+
+def test_embeddings_without_an_audio_mask(model: Any) -> None:
+    embeds = torch.randn(1, 12, model.config.text_config.hidden_size)
+    with AudioTokenPruner(0.5, scorer="stride")(model), pytest.raises(AudioMaskError, match="audio_mask=mask"):
+        model(inputs_embeds=embeds)
+
+
+def test_audio_mask_of_another_length(model: Any) -> None:
+    embeds = torch.randn(1, 12, model.config.text_config.hidden_size)
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    with AudioTokenPruner(0.5, scorer="stride")(model, audio_mask=mask), pytest.raises(AudioMaskError, match="12 positions"):
+        model(inputs_embeds=embeds)
+
+
+def test_placeholders_that_the_model_expands_itself() -> None:
+    """Qwen2-Audio's legacy path makes the sequence longer than input_ids."""
+    model = tiny.build("qwen2_audio")
+    batch = tiny.inputs("qwen2_audio", model, [[20]])
+    ids = batch["input_ids"]
+    audio = tiny.audio_mask("qwen2_audio", model, ids)[0]
+    first = audio.nonzero()[0, 0]
+    keep = ~audio
+    keep[first] = True
+    legacy = {**batch, "input_ids": ids[:, keep], "attention_mask": batch["attention_mask"][:, keep]}
+    with torch.no_grad(), AudioTokenPruner(0.5, scorer="stride")(model):
+        try:
+            model(**legacy)
+        except AudioMaskError as error:
+            assert "Expand them beforehand" in str(error)
+        except ValueError:
+            pytest.skip("this transformers refuses unexpanded placeholders itself")
+        else:
+            pytest.fail("pruned a sequence whose audio it could not have known")
+
+
+def test_no_placeholder_id_in_the_config() -> None:
+    model = tiny.build("voxtral")
+    batch = tiny.inputs("voxtral", model, [[12]])
+    model.config.audio_token_id = None
+    with AudioTokenPruner(0.5, scorer="stride")(model), pytest.raises(AudioMaskError, match="placeholder"):
+        model(**batch)
+
+
+def test_a_profile_of_another_model(model: Any) -> None:
+    other_type = HeadProfile("theirs", weights=torch.full((3, 4), 0.25), metadata={"model_type": "qwen2_audio"})
+    with pytest.raises(ProfileMismatchError, match="'qwen2_audio'.*'audioflamingo3'"):
+        _enter(model, profile=other_type)
+    other_size = HeadProfile("wide", weights=torch.full((3, 9), 1 / 9), metadata={"model_type": "audioflamingo3"})
+    with pytest.raises(ProfileMismatchError, match=r"\[3, 9\].*4 heads"):
+        _enter(model, profile=other_size)
+    too_deep = HeadProfile("deep", weights=torch.full((3, 4), 0.25), layers=(2,))
+    with pytest.raises(HeadRouterError, match="below the prune layer"):
+        _enter(model, profile=too_deep)
+
+
+def _enter(model: Any, **settings: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with AudioTokenPruner(**settings)(model):
+            pass
+
+
+def test_no_tokenizer_is_warned_of_once(model: Any) -> None:
+    pruner = AudioTokenPruner(0.5)
+    with pytest.warns(UserWarning, match="routing is by audio alone"), pruner(model):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pruner(model):
+            pass
+
+
+def test_nothing_to_prune_passes_through(model: Any, batch: dict[str, torch.Tensor]) -> None:
+    text = {"input_ids": torch.randint(8, 90, (2, 10)), "attention_mask": torch.ones(2, 10, dtype=torch.long)}
+    one = tiny.inputs("audioflamingo3", model, [[1]])
+    with torch.no_grad():
+        for inputs in (text, one):
+            expected = model(**inputs).logits
+            with AudioTokenPruner(0.5, scorer="stride")(model) as report:
+                assert torch.equal(model(**inputs).logits, expected)
+            assert [len(sample.kept) for sample in report.samples] == [sample.seen for sample in report.samples]
