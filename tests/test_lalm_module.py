@@ -36,7 +36,7 @@ class StubProcessor:
 
 def make(model: Any = None, processor: Any = None, **options: Any) -> LALMModule:
     model = tiny.build(FAMILY) if model is None else model
-    return LALMModule(model, StubProcessor() if processor is None else processor, **{"generate": GENERATE, **options})  # type: ignore[arg-type]
+    return LALMModule(model, StubProcessor() if processor is None else processor, **{"generate": GENERATE, **options})
 
 
 def data(answers: list[list[str]] | None = None) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ def with_labels(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def loader(batches: list[dict[str, Any]]) -> DataLoader[Any]:
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    return DataLoader(batches, batch_size=None)
 
 
 def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
@@ -101,7 +101,7 @@ class TestEvaluation:
 
     def test_what_the_callback_prunes_is_what_is_scored(self) -> None:
         model, answers = tiny.build(FAMILY), []
-        with AudioTokenPruner(0.3, tokenizer=StubProcessor())(model):  # type: ignore[arg-type]
+        with AudioTokenPruner(0.3, tokenizer=StubProcessor())(model):
             for batch in data():
                 ids = model.generate(**batch["inputs"], max_new_tokens=WORDS, do_sample=False)
                 answers.append([" ".join(f"w{int(i)}" for i in row[-WORDS:]) for row in ids])
@@ -121,7 +121,7 @@ class TestEvaluation:
     def test_an_unreadable_answer_is_none(self) -> None:
         found = trainer().predict(make(task="choice"), loader(data()))
         assert found is not None
-        assert [record["answer"] for batch in found for record in batch] == [None] * 3  # type: ignore[union-attr]
+        assert [record["answer"] for batch in found for record in batch] == [None] * 3
 
     def test_generate_settings_and_the_tasks_length(self) -> None:
         batch = data()[0]["inputs"]
@@ -179,13 +179,13 @@ class TestFit:
         losses, made = self.losses(module, [with_labels(data()[0])])
         assert losses[-1] < losses[0]
         (group,) = made.optimizers[0].param_groups
-        assert (group["initial_lr"] if "initial_lr" in group else group["lr"]) == 1e-3
+        assert group["lr"] == 1e-3
         assert group["weight_decay"] == 0.1
-        assert len(group["params"]) == len(list(module.parameters()))
+        assert len(group["params"]) == sum(p.requires_grad for p in tiny.build(FAMILY).parameters()) > 50
 
     def test_pruned_training_steps(self) -> None:
         batch = with_labels(data()[0])
-        with torch.no_grad(), AudioTokenPruner(0.3, tokenizer=StubProcessor())(model := tiny.build(FAMILY)):  # type: ignore[arg-type]
+        with torch.no_grad(), AudioTokenPruner(0.3, tokenizer=StubProcessor())(model := tiny.build(FAMILY)):
             want = float(model(**batch["inputs"]).loss)
         callback = HeadRouterCallback(0.3, stages=("fit",))
         losses, _ = self.losses(make(learning_rate=0.0), [batch], callbacks=[callback])
@@ -221,7 +221,7 @@ class TestLoading:
 
     def test_by_path(self, folder: Path) -> None:
         module = make(str(folder), attn_implementation="eager")
-        assert module.model.config._attn_implementation == "eager"  # type: ignore[union-attr]
+        assert module.model.config._attn_implementation == "eager"
         saved: dict[str, Tensor] = tiny.build(FAMILY).state_dict()
         assert all(torch.equal(value, saved[name]) for name, value in module.model.state_dict().items())
 

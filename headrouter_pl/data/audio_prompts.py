@@ -188,8 +188,15 @@ def read_records(path: str | Path) -> list[AudioPrompt]:
             row = json.loads(line)
             audio = [row["audio"]] if isinstance(row["audio"], str) else row["audio"]
             paths = [path.parent / name for name in audio]
+            if not paths:
+                raise ValueError("no audio")
+            if not isinstance(row["prompt"], str):
+                raise TypeError(f"prompt is {row['prompt']!r}")
+            answer, key = row.get("answer"), row.get("key")
             records.append(
-                AudioPrompt(paths, str(row["prompt"]), str(row.get("answer", "")), str(row.get("key", number)))
+                AudioPrompt(
+                    paths, row["prompt"], "" if answer is None else str(answer), str(number if key is None else key)
+                )
             )
         except (ValueError, KeyError, TypeError) as error:
             raise AudioError(f"{path}, line {number} is not a record with 'audio' and 'prompt': {error!r}") from error

@@ -5,9 +5,10 @@ To support another family, add a record to :data:`FAMILIES` and a tiny random mo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,13 +23,35 @@ class ModelFamily:
 
     Attributes:
         model_type: ``config.model_type`` of the module that takes ``input_ids`` and audio together.
-        decoder: Dotted path from that module to the one that holds the decoder's ``layers``.
-        audio_token: Dotted path in the config to the id of the audio placeholder.
+        audio_token: Dotted paths in the config to the id of the audio placeholder; the first that exists counts.
+        decoder: Dotted paths from the module to the one that holds the decoder's ``layers``, likewise. They differ
+            between versions of transformers.
     """
 
     model_type: str
-    decoder: str = "model.language_model"
-    audio_token: str = "audio_token_id"
+    audio_token: tuple[str, ...] = ("audio_token_id", "audio_token_index")
+    decoder: tuple[str, ...] = ("model.language_model", "language_model.model", "model")
+
+    def find_decoder(self, model: nn.Module) -> str | None:
+        """The path of the decoder in a model, or None where it has none."""
+        for path in self.decoder:
+            # By children, not by attributes: wrappers such as PeftModel forward those of the model they hold.
+            part: nn.Module | None = model
+            for name in (*path.split("."), "layers"):
+                part = None if part is None else dict(part.named_children()).get(name)
+            if isinstance(part, nn.ModuleList):
+                return path
+        return None
+
+    def find_audio_token(self, config: Any) -> int | None:
+        """The id of the audio placeholder, or None where the config does not say."""
+        for path in self.audio_token:
+            value = config
+            for name in path.split("."):
+                value = getattr(value, name, None)
+            if value is not None:
+                return int(value)
+        return None
 
 
 FAMILIES: dict[str, ModelFamily] = {
@@ -42,7 +65,7 @@ FAMILIES: dict[str, ModelFamily] = {
         ModelFamily("granite_speech_plus"),
         ModelFamily("moss_transcribe_diarize"),
         ModelFamily("musicflamingo"),
-        ModelFamily("phi4_multimodal", decoder="model", audio_token="audio_config.audio_token_id"),
+        ModelFamily("phi4_multimodal", audio_token=("audio_config.audio_token_id",)),
         ModelFamily("qwen2_5_omni_thinker"),
         ModelFamily("qwen2_audio"),
         ModelFamily("qwen3_asr"),
@@ -76,15 +99,20 @@ class LalmHandle:
         model: The module that takes ``input_ids`` and audio.
         family: Its record.
         inputs: Modules whose forward takes ``input_ids``, outermost first.
-        layers: The decoder's layers.
+        decoder: The module that holds the decoder's layers.
         audio_token_id: Placeholder id of an audio token, or None where the config does not say.
     """
 
     model: nn.Module
     family: ModelFamily
     inputs: tuple[nn.Module, ...]
-    layers: nn.ModuleList
+    decoder: nn.Module
     audio_token_id: int | None
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        return cast(nn.ModuleList, self.decoder.layers)
 
     def attention(self, layer: int) -> Any:
         """The self-attention module of a decoder layer."""
@@ -118,6 +146,10 @@ class LalmHandle:
         attention = self.attention(layer)
         sliding = getattr(attention, "is_sliding", None)
         return bool(sliding) if sliding is not None else getattr(attention, "sliding_window", None) is not None
+
+    def window(self, layer: int) -> int | None:
+        """Width of the layer's sliding window, in tokens; None where it attends to all."""
+        return int(self.attention(layer).sliding_window) if self.is_sliding(layer) else None
 
     @property
     def lowest_layer(self) -> int:
@@ -203,18 +235,19 @@ def find_lalm(module: nn.Module) -> LalmHandle:
         raise UnsupportedModelError(_why_not(module))
     model: Any = found[0][1]
     family = FAMILIES[model.config.model_type]
-    path = family.decoder.split(".")
+    path = (family.find_decoder(model) or "").split(".")
     above = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path) + 1)]
     decoder = above[-1]
     # The decoder itself takes input_ids too, but only in families that embed audio there may they hold placeholders.
     inputs = above if hasattr(decoder, "embed_tokens_extend") else above[:-1]
-    return LalmHandle(model, family, tuple(inputs), decoder.layers, _audio_token_id(model.config, family))
+    inputs = [module for module in inputs if "input_ids" in inspect.signature(module.forward).parameters]
+    return LalmHandle(model, family, tuple(inputs), decoder, family.find_audio_token(model.config))
 
 
 def _outermost(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Supported models below a module that are not part of another supported model."""
     family = FAMILIES.get(_model_type(module))
-    if family is not None and _has_layers(module, family):
+    if family is not None and family.find_decoder(module) is not None:
         yield prefix, module
         return
     for name, child in module.named_children():
@@ -222,21 +255,7 @@ def _outermost(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
 
 
 def _model_type(module: nn.Module) -> str:
-    # A PeftModel forwards `config` to the model it wraps, so the path is checked as well (_has_layers).
     return str(getattr(getattr(module, "config", None), "model_type", ""))
-
-
-def _has_layers(module: nn.Module, family: ModelFamily) -> bool:
-    try:
-        return isinstance(module.get_submodule(family.decoder).layers, nn.ModuleList)
-    except AttributeError:
-        return False
-
-
-def _audio_token_id(config: Any, family: ModelFamily) -> int | None:
-    for name in family.audio_token.split("."):
-        config = getattr(config, name, None)
-    return None if config is None else int(config)
 
 
 def _why_not(module: nn.Module) -> str:

@@ -32,8 +32,7 @@ class LayerCost:
         queries, keys = handle.num_heads(index)
         dim = handle.head_dim(index)
         kv_dim = 0 if handle.shares_keys(index) else 2 * keys * dim
-        window = getattr(handle.attention(index), "sliding_window", None) if handle.is_sliding(index) else None
-        return cls(_multiplied_weights(handle.layers[index]), queries * dim, kv_dim, window)
+        return cls(_multiplied_weights(handle.layers[index]), queries * dim, kv_dim, handle.window(index))
 
     def flops(self, tokens: int) -> int:
         """FLOPs of a causal prefill of ``tokens`` rows: ``2 * weights`` a row, ``4 * heads_dim`` a visible pair."""

@@ -142,6 +142,8 @@ class PruningEngine:
             )
         if bad := [i for i in self.probed if not 0 <= i < layer]:
             raise HeadRouterError(f"Probe layers {bad} must lie below the prune layer {layer}.")
+        if len({handle.num_heads(i)[0] for i in self.probed}) > 1 or len(set(self.probed)) < len(self.probed):
+            raise HeadRouterError(f"Probe layers {list(self.probed)} must differ, and have the same number of heads.")
 
     # Attaching and detaching
 
@@ -290,14 +292,18 @@ class PruningEngine:
         for layer in self.probed:
             query, key = forward.queries.pop(layer), forward.keys.pop(layer)
             device = query.device
-            key_index = torch.arange(forward.length).expand(layout.shape) if probe.keys == "all" else layout.audio_index
+            key_index = layout.audio_index
+            if probe.keys == "all":
+                key_index = torch.arange(forward.length, device=key_index.device).expand(layout.shape)
             if probe.rotary:
                 cos, sin = (part.expand(len(query), -1, -1) for part in forward.rotary.pop(layer))
                 query = apply_rotary(query, _take(cos, query_index), _take(sin, query_index))
                 key = apply_rotary(key, _take(cos, key_index), _take(sin, key_index))
             key_mask = layout.audio_valid
             if probe.keys == "all":
-                key_mask = layout.valid[:, None] & (key_index[:, None] <= query_index[..., None])
+                distance = query_index[..., None] - key_index[:, None]
+                window = self.handle.window(layer) or forward.length
+                key_mask = layout.valid[:, None] & (distance >= 0) & (distance < window)
             attention = probe_attention(
                 query,
                 key,
@@ -364,6 +370,8 @@ class PruningEngine:
             forward.rows = self._choose(forward, hidden)
         if before is None and forward.rows is None:
             return
+        if forward.rows is not None and torch.is_grad_enabled():
+            _refuse_hooks_inside_checkpoints(self.handle.layers[self.layer])
         past = _past_length(cache, forward.length, before if forward.layout is None else None)
         if past == 0:
             before = None
@@ -402,7 +410,8 @@ class PruningEngine:
             return None
         device = hidden.device
         inputs = ScoringInputs(layout.audio_valid.to(device), counts.to(device), prompts=forward.prompts)
-        with torch.no_grad():
+        # Autocast would round scores to half precision, and tie tokens that differ.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             attention = self._attention(forward)
             inputs.attention = None if attention is None else attention.to(device)
             importance = self.scorer.score(inputs)
@@ -432,14 +441,14 @@ class PruningEngine:
             )
         assert forward.held is not None
         flash = self._is_flash(index)
-        if flash and sliding and forward.total > self.handle.attention(index).sliding_window:
+        if flash and forward.total > (self.handle.window(index) or forward.total):
             raise UnsupportedModelError(
                 "Flash attention counts its sliding window in kept tokens, which is not the same as masking the "
                 "dropped ones. Load the model with attn_implementation='sdpa'."
             )
         key_length, key_offset = num_queries, 0
         if cache is not None:
-            key_length, key_offset = cache.get_mask_sizes(num_queries, self.handle.attention(index).layer_idx)
+            key_length, key_offset = _mask_sizes(cache, num_queries, self.handle.attention(index).layer_idx)
         forward.masks[known] = compact_mask(
             mask,
             rows=forward.rows,
@@ -492,6 +501,27 @@ def _to_cpu(*tensors: Tensor | None) -> list[Tensor | None]:
     device = given[0].device
     copies = iter(torch.stack([t.to(device, torch.long).expand(batch, -1) for t in given]).cpu())
     return [None if tensor is None else next(copies) for tensor in tensors]
+
+
+def _refuse_hooks_inside_checkpoints(layer: Any) -> None:
+    """Refuses gradient checkpointing where the backward pass would run the layer without its hooks' state."""
+    if not (layer.training and getattr(layer, "gradient_checkpointing", False)):
+        return
+    if any(kind.__name__ == "GradientCheckpointingLayer" and "__call__" in vars(kind) for kind in type(layer).__mro__):
+        raise HeadRouterError(
+            "This version of transformers runs module hooks inside gradient checkpoints, so pruned training steps "
+            "cannot be recomputed. Upgrade transformers (5.23 works), or train without gradient checkpointing or unpruned."
+        )
+
+
+def _mask_sizes(cache: Any, num_queries: int, layer_index: int) -> tuple[int, int]:
+    """Keys that a layer's attention will see, and held keys before the first of them."""
+    # Older transformers ask for the positions of the new keys, of which they read the number.
+    by_position = "cache_position" in inspect.signature(cache.get_mask_sizes).parameters
+    sizes: tuple[int, int] = cache.get_mask_sizes(
+        torch.arange(num_queries) if by_position else num_queries, layer_index
+    )
+    return sizes
 
 
 def _parameter_names(module: nn.Module) -> list[str]:

@@ -63,7 +63,7 @@ class TokenLayout:
             ignore_index: The label of tokens that are not trained on.
         """
         length = audio_mask.shape[1]
-        position = torch.arange(length)
+        position = torch.arange(length, device=audio_mask.device)
         valid = torch.ones_like(audio_mask) if attention_mask is None else attention_mask.bool()
         audio_mask = audio_mask & valid
         prompt = valid.clone()
@@ -87,7 +87,7 @@ def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     count = mask.sum(1, keepdim=True)
     width = int(count.max()) if mask.numel() else 0
     index = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-    return index, torch.arange(width) < count
+    return index, torch.arange(width, device=mask.device) < count
 
 
 def find_audio(input_ids: Tensor | None, audio_token_id: int | None, audio_mask: Tensor | None, what: str) -> Tensor:

@@ -16,7 +16,7 @@ from headrouter_pl.pruning.engine import PruningEngine
 from headrouter_pl.pruning.prompts import PromptReader, Tokenizer
 from headrouter_pl.pruning.report import PruningReport
 from headrouter_pl.routers import PromptRouter, Router
-from headrouter_pl.scorers import HeadRouterScorer, Scorer, get_scorer
+from headrouter_pl.scorers import Scorer, get_scorer
 
 DEFAULT_KEEP_RATIO = 0.7
 DEFAULT_LAYER = 2
@@ -75,8 +75,10 @@ class AudioTokenPruner:
         self.layer = layer
         self.scorer = get_scorer(scorer, router=router, profile=profile)
         self.tokenizer = tokenizer
-        if not isinstance(self.scorer, HeadRouterScorer) and (router != "joint" or profile != "auto"):
-            raise ConfigurationError(f"router and profile belong to the scorer 'headrouter', not to {scorer!r}.")
+        if scorer != "headrouter" and (router != "joint" or profile != "auto"):
+            raise ConfigurationError(
+                f"router and profile are settings of the scorer named 'headrouter', and would be ignored by {scorer!r}."
+            )
         self._warned = False
 
     @contextmanager

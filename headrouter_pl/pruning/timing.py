@@ -25,8 +25,7 @@ def time_prefills(model: nn.Module) -> Iterator[list[float]]:
     Yields:
         Seconds of each prefill so far.
     """
-    handle = find_lalm(model)
-    decoder = handle.model.get_submodule(handle.family.decoder)
+    decoder = find_lalm(model).decoder
     seconds: list[float] = []
     started = 0.0
 

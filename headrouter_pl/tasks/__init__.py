@@ -33,7 +33,9 @@ def read_choice(text: str) -> str | None:
         rest = text[match.end(1) :]
         if rest[:1] in (")", ".", ":", "") or text.startswith("(") or len(text) == 1:
             return match.group(1).upper()
-    letters = set(re.findall(r"\b([A-H])\b", re.sub(r"\bA\s+(?=[a-z])", "", text)))
+    # "A dog" is an article, "A or B" and "A is right" are letters.
+    text = re.sub(r"\bA\s+(?!(?:and|because|is|or)\b)(?=[a-z])", "", text)
+    letters = set(re.findall(r"\b([A-H])\b", text))
     return letters.pop() if len(letters) == 1 else None
 
 

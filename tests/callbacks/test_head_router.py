@@ -63,7 +63,7 @@ def batches() -> list[dict[str, Tensor]]:
 
 
 def loader(data: list[dict[str, Tensor]] | None = None) -> DataLoader[Any]:
-    return DataLoader(batches() if data is None else data, batch_size=None)  # type: ignore[arg-type]
+    return DataLoader(batches() if data is None else data, batch_size=None)
 
 
 def without_audio() -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def nested() -> tuple[nn.Module, nn.Module]:
 def wrapped() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model = get_peft_model(tiny.build(FAMILY), config)  # type: ignore[arg-type]
+    model = get_peft_model(tiny.build(FAMILY), config)
     return model, model
 
 
@@ -382,12 +382,12 @@ class TestLogs:
     def test_several_dataloaders_in_one_sum(self) -> None:
         module, callback = make(), HeadRouterCallback(RATIO)
         original = Module.validation_step
-        Module.validation_step = lambda self, batch, batch_idx, dataloader_idx=0: original(self, batch, batch_idx)  # type: ignore[method-assign,assignment,misc]
+        Module.validation_step = lambda self, batch, batch_idx, dataloader_idx=0: original(self, batch, batch_idx)
         try:
             made = trainer(callback)
             made.validate(module, [loader(batches()[:1]), loader(batches()[1:])], verbose=False)
         finally:
-            Module.validation_step = original  # type: ignore[method-assign]
+            Module.validation_step = original
         check_metrics(made.callback_metrics)
 
     def test_batches_without_audio_pass_through(self) -> None:
@@ -662,7 +662,7 @@ class TestArguments:
             ({"scorer": "headruoter"}, UnknownNameError, "Did you mean 'headrouter'"),
             ({"router": "joined"}, UnknownNameError, "Did you mean 'joint'"),
             ({"profile": "generik"}, UnknownNameError, "Did you mean 'generic'"),
-            ({"scorer": "stride", "router": "prompt"}, ConfigurationError, "belong to the scorer 'headrouter'"),
+            ({"scorer": "stride", "router": "prompt"}, ConfigurationError, "settings of the scorer named 'headrouter'"),
             ({"stages": ("validation",)}, UnknownNameError, "Did you mean 'validate'"),
             ({"stages": ()}, ConfigurationError, "stages is empty; name at least one of fit, validate, test, predict"),
             ({"tokenizer": object()}, ConfigurationError, "batch_decode, got object"),
@@ -688,7 +688,7 @@ class TestYaml:
             save_config_callback=None,
             args=["--config", str(config)],
         )
-        (found,) = [c for c in cli.trainer.callbacks if isinstance(c, HeadRouterCallback)]  # type: ignore[attr-defined]
+        (found,) = [c for c in cli.trainer.callbacks if isinstance(c, HeadRouterCallback)]
         return found
 
     def test_defaults(self, tmp_path: Path) -> None:
@@ -729,7 +729,7 @@ def evaluate(devices: int) -> dict[str, Any]:
     """Metrics and totals of runs over data that divides evenly between two processes."""
 
     def load(data: list[dict[str, Tensor]]) -> DataLoader[Any]:
-        return DataLoader(data, batch_size=1, collate_fn=lambda batch: batch[0])  # type: ignore[arg-type]
+        return DataLoader(data, batch_size=1, collate_fn=lambda batch: batch[0])
 
     callback, module = HeadRouterCallback(RATIO), make(step=generate)
     made = trainer(callback, devices=devices, strategy="ddp" if devices > 1 else "auto")

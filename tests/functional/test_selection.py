@@ -40,10 +40,11 @@ def test_tokens(seen: list[int], budget: int) -> None:
         (1e-6, 9, 1),
         (1.0, 7, 7),
         (0.5, 0, 0),
+        (0.7, 45, 31),
     ],
 )
 def test_rounding(ratio: float, seen: int, kept: int) -> None:
-    """0.35 * 10 and 0.45 * 10 are ties, and go to the even number."""
+    """0.35 * 10 and 0.45 * 10 are ties, and go to the even number; 0.7 * 45 is 31.499999999999996, as in Python."""
     assert keep_counts(torch.tensor([seen]), keep_ratio=ratio).item() == kept
 
 
@@ -99,3 +100,11 @@ def test_nan_ranks_above_everything() -> None:
     assert kept.tolist() == [[False, True, False, False]]
     kept = select_tokens(torch.full((1, 4), torch.nan), full, torch.tensor([2]))
     assert kept.tolist() == [[True, True, False, False]]
+
+
+def test_ties_of_a_long_clip_go_to_the_earlier() -> None:
+    """Sorts that are not stable keep the order of short rows all the same."""
+    importance = (torch.arange(3000) % 3)[None].float()
+    kept = select_tokens(importance, torch.ones(1, 3000, dtype=torch.bool), torch.tensor([1500]))
+    wanted = [j for j in range(3000) if j % 3 == 2 or (j % 3 == 1 and j < 1500)]
+    assert kept[0].nonzero().flatten().tolist() == wanted

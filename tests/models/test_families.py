@@ -143,7 +143,6 @@ def test_two_models() -> None:
         find_lalm(held)
 
 
-@pytest.mark.xfail(reason="families.py takes torch.compile's wrapper for the model", strict=True)
 def test_found_behind_torch_compile() -> None:
     """The wrapper forwards attributes, but has no ``generate`` of its own for the pruner to wrap."""
     model = model_of("qwen2_audio")

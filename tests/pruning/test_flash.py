@@ -1,8 +1,8 @@
 """Masks for flash attention, as far as a CPU allows.
 
-The two kernels are replaced by plain ones with their contract (keys and queries of a sequence packed side by side, causal
-from the lower right corner). All around them is transformers' own flash path: mask preparation, unpadding, the detection
-of packed sequences from position ids.
+The two kernels are replaced by plain ones with their contract (keys and queries of a sequence packed side by side,
+causal from the lower right corner). All around them is transformers' own flash path: mask preparation, unpadding, the
+detection of packed sequences from position ids.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> T
     return torch.einsum("hqk,khd->qhd", logits.masked_fill(columns > rows, -torch.inf).softmax(-1), value)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, softmax_scale: float | None = None, **_: Any) -> Tensor:
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = True, softmax_scale: float | None = None, **_: Any
+) -> Tensor:
     assert causal or q.shape[1] == 1
     return torch.stack([_attend(*parts, softmax_scale) for parts in zip(q, k, v, strict=True)])
 
@@ -69,7 +71,7 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def _use(model: Any, attn: str) -> None:
     handle = find_lalm(model)
-    handle.model.get_submodule(handle.family.decoder).config._attn_implementation = attn
+    handle.decoder.config._attn_implementation = attn
 
 
 @pytest.mark.parametrize("clips", [[[21]], [[20], [14], [6]]], ids=["one", "padded"])

@@ -229,9 +229,7 @@ def test_save_and_load(router: PromptRouter, tmp_path: Path) -> None:
     router.save(path)
     loaded = PromptRouter.load(str(path))
     texts = [r["prompt"] for r in shipped_prompts(heldout=True)] + ["", "🎻 ?"]
-    np.testing.assert_allclose(
-        loaded.predict_type_proba(texts), router.predict_type_proba(texts), rtol=0, atol=1e-12
-    )
+    np.testing.assert_allclose(loaded.predict_type_proba(texts), router.predict_type_proba(texts), rtol=0, atol=1e-12)
     assert (loaded.predict(texts) == router.predict(texts)).all()
     assert loaded.get_params() == router.get_params()
     assert loaded.families_ == router.families_

@@ -53,9 +53,7 @@ CASES = [
     ("phi4_multimodal", 1, "left"),
     ("phi4_multimodal", 3, "right"),
     ("gemma3n", 3, "left"),
-    pytest.param(
-        *("gemma3n", 2, "left"), marks=pytest.mark.xfail(reason="fastv looks beyond the sliding window", strict=True)
-    ),
+    ("gemma3n", 2, "left"),
     ("qwen2_5_omni_thinker", 1, "left"),
     ("qwen2_5_omni_thinker", 2, "left"),
     ("qwen3_asr", 2, "left"),

@@ -39,6 +39,10 @@ def test_read_transcript(text: str, want: str) -> None:
         ("The right option is (D), a dog.", "D"),
         ("It is B because B is louder", "B"),
         ("A or B", None),
+        ("Option A is right", "A"),
+        ("It is a dog, A", "A"),
+        ("Rather A and C", None),
+        ("Hardly A dog, so B", "B"),
         ("Either C or D.", None),
         ("A dog barks", None),
         ("I cannot tell", None),
@@ -65,6 +69,7 @@ class TestAnswerAccuracy:
         metric.update([], [])
         assert metric.compute() == pytest.approx(2 / 4)
         metric.reset()
+        metric.update([], [])
         assert metric.compute() == 0  # of nothing
 
     def test_unreadable_is_never_right(self) -> None:
@@ -78,7 +83,7 @@ class TestAnswerAccuracy:
 
     def test_states_add_up_over_processes(self) -> None:
         metric = AnswerAccuracy()
-        reduced = {name: metric._reductions[name](torch.tensor([1, 2])) for name in ("correct", "total")}  # type: ignore[misc,operator]
+        reduced = {name: metric._reductions[name](torch.tensor([1, 2])) for name in ("correct", "total")}
         assert {name: int(value) for name, value in reduced.items()} == {"correct": 3, "total": 3}
 
 

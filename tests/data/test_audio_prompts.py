@@ -1,0 +1,273 @@
+"""AudioPromptDataModule with a processor that shows what it was given, and with the pocket model's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from headrouter_pl.data import AudioError, AudioPrompt, AudioPromptDataModule, read_records
+from headrouter_pl.models.pocket import pocket_folder
+
+RATE = 100
+PER_TOKEN = 10  # samples
+PAD, AUDIO, TURN = 0, 1, 2  # ids of "", "\x01" and "\n"; every other character is its own id
+
+
+class StubProcessor:
+    """Characters are tokens; ``<a>`` becomes one token per tenth of a second."""
+
+    max_audio_len: float | None = None
+    feature_extractor = SimpleNamespace(sampling_rate=RATE)
+    answered_differs = False
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def tokenizer(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [TURN if char == "\n" else ord(char) for char in text]}
+
+    def apply_chat_template(self, conversation: Any, tokenize: bool, add_generation_prompt: bool) -> str:
+        assert not tokenize
+        out = "!" if self.answered_differs and len(conversation) > 1 else ""
+        for turn in conversation:
+            out += turn["role"][0] + ":" + "".join(
+                "<a>" if part["type"] == "audio" else part["text"] for part in turn["content"]
+            ) + "\n"  # fmt: skip
+        return out + ("a:" if add_generation_prompt else "")
+
+    def __call__(
+        self, text: list[str], audio: list[np.ndarray], sampling_rate: int, text_kwargs: Any, return_tensors: str
+    ) -> dict[str, Any]:
+        assert (sampling_rate, return_tensors) == (RATE, "pt")
+        assert text_kwargs == {"padding": True, "padding_side": "left"}
+        self.calls.append({"text": text, "audio": audio})
+        clips = iter(audio)
+        rows = []
+        for line in text:
+            ids: list[int] = []
+            for part in re.split("(<a>)", line):
+                ids += [AUDIO] * (len(next(clips)) // PER_TOKEN) if part == "<a>" else self.tokenizer(part)["input_ids"]
+            rows.append(ids)
+        assert next(clips, None) is None
+        width = max(map(len, rows))
+        return {
+            "input_ids": torch.tensor([[PAD] * (width - len(ids)) + ids for ids in rows]),
+            "attention_mask": torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in rows]),
+            "input_features": torch.tensor([float(np.abs(part).sum()) for part in audio]),
+            "no_tensor": "left out",
+        }
+
+
+def read(ids: Tensor) -> str:
+    return "".join({PAD: "", AUDIO: "*", TURN: "\n"}.get(int(i), chr(int(i))) for i in ids)
+
+
+def clip(seconds: float) -> np.ndarray:
+    return np.full(int(seconds * RATE), 0.5, dtype=np.float32)
+
+
+RECORDS = [
+    AudioPrompt(clip(0.5), "What?", "a dog", "one"),
+    AudioPrompt([clip(0.2), clip(0.3)], "Which of these two is it?", "no", "two"),
+    AudioPrompt(clip(1.0), "Q", "", "three"),
+]
+
+
+def module(**options: Any) -> AudioPromptDataModule:
+    return AudioPromptDataModule(StubProcessor(), **options)
+
+
+class TestBatches:
+    def test_ends_where_the_answer_begins(self) -> None:
+        batch = module().collate(RECORDS)
+        assert [read(ids) for ids in batch["inputs"]["input_ids"]] == [
+            "u:*****What?\na:",
+            "u:*****Which of these two is it?\na:",
+            "u:**********Q\na:",
+        ]
+        assert batch["inputs"]["attention_mask"][:, -1].tolist() == [1, 1, 1]
+        assert batch["inputs"]["attention_mask"][0, 0] == 0  # padded on the left
+        assert batch["answers"] == ["a dog", "no", ""]
+        assert batch["keys"] == ["one", "two", "three"]
+        assert set(batch["inputs"]) == {"input_ids", "attention_mask", "input_features"}
+        torch.testing.assert_close(batch["inputs"]["input_features"], torch.tensor([25.0, 10.0, 15.0, 50.0]))
+
+    def test_labels_on_the_answer_alone(self) -> None:
+        batch = module().collate_train(RECORDS)
+        ids, labels = batch["inputs"]["input_ids"], batch["inputs"]["labels"]
+        assert read(ids[0]) == "u:*****What?\na:a dog\n"
+        assert labels.shape == ids.shape
+        kept = labels != -100
+        assert [read(row[mask]) for row, mask in zip(labels, kept, strict=True)] == ["a dog\n", "no\n", "\n"]
+        assert torch.equal(labels[kept], ids[kept])
+        for row in kept.tolist():  # one run, at the end
+            assert row == sorted(row)
+        assert not kept[batch["inputs"]["attention_mask"] == 0].any()
+        assert batch["answers"] == ["a dog", "no", ""]
+
+    def test_labels_do_not_depend_on_the_padding(self) -> None:
+        together = module().collate_train(RECORDS)["inputs"]
+        for row, record in enumerate(RECORDS):
+            alone = module().collate_train([record])["inputs"]
+            real = together["attention_mask"][row].bool()
+            assert torch.equal(together["labels"][row, real], alone["labels"][0])
+
+    def test_a_template_that_changes_with_the_answer_is_refused(self) -> None:
+        data = module()
+        data.processor.answered_differs = True
+        with pytest.raises(AudioError, match="cannot label it"):
+            data.collate_train(RECORDS)
+
+    def test_loaders(self) -> None:
+        data = module(train=RECORDS, validate=RECORDS[:2], test=RECORDS[1:], predict=RECORDS, batch_size=2)
+        for loader, keys in (
+            (data.val_dataloader(), [["one", "two"]]),
+            (data.test_dataloader(), [["two", "three"]]),
+            (data.predict_dataloader(), [["one", "two"], ["three"]]),
+        ):
+            batches = list(loader)
+            assert [batch["keys"] for batch in batches] == keys
+            assert not any("labels" in batch["inputs"] for batch in batches)
+        orders = set()
+        for seed in range(8):
+            torch.manual_seed(seed)
+            batches = list(data.train_dataloader())
+            assert all("labels" in batch["inputs"] for batch in batches)
+            order = tuple(key for batch in batches for key in batch["keys"])
+            assert sorted(order) == ["one", "three", "two"]
+            orders.add(order)
+        assert len(orders) > 1  # shuffled
+
+
+class TestCutAudio:
+    def collate(self, records: Sequence[AudioPrompt], limit: float | None) -> None:
+        data = module()
+        data.processor.max_audio_len = limit
+        data.collate(records)
+
+    def test_says_how_much_is_lost(self) -> None:
+        with pytest.warns(UserWarning, match="'long one'") as caught:
+            self.collate([AudioPrompt(clip(12.5), "Q", key="long one"), AudioPrompt(clip(9), "Q", key="short")], 10)
+        (message,) = [str(w.message) for w in caught]
+        assert "12.5 s of audio, of which the processor cuts the last 2.5 s" in message
+        assert "max_audio_len is 10 s" in message
+
+    def test_without_a_key_names_the_question(self) -> None:
+        with pytest.warns(UserWarning, match=r"'Who\?': 11.0 s"):
+            self.collate([AudioPrompt([clip(1), clip(11)], "Who?")], 10)
+
+    @pytest.mark.parametrize("limit", [10, None])
+    def test_silent_where_nothing_is_lost(self, limit: float | None, recwarn: pytest.WarningsRecorder) -> None:
+        self.collate([AudioPrompt(clip(10), "Q")], limit)
+        assert not [w for w in recwarn if "cuts" in str(w.message)]
+
+
+class TestRecords:
+    def write(self, folder: Path, *lines: str) -> Path:
+        path = folder / "records.jsonl"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
+
+    def test_fields_and_defaults(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path,
+            json.dumps({"audio": "a.wav", "prompt": "Q", "answer": "A", "key": "k"}),
+            "",
+            json.dumps({"audio": ["b.wav", "/c.wav"], "prompt": "Zwei\u2028Zeilen", "answer": 7}, ensure_ascii=False),
+            json.dumps({"audio": "d.wav", "prompt": "Q", "answer": None, "key": None}),
+            "",
+        )
+        one, two, three = read_records(path)
+        assert one.audio == [tmp_path / "a.wav"]
+        assert (one.prompt, one.answer, one.key) == ("Q", "A", "k")
+        assert two.audio == [tmp_path / "b.wav", Path("/c.wav")]
+        assert (two.prompt, two.answer, two.key) == ("Zwei\u2028Zeilen", "7", "3")
+        assert (three.answer, three.key) == ("", "4")
+
+    @pytest.mark.parametrize(
+        ("line", "why"),
+        [
+            ('{"audio": "a.wav"}', "KeyError.*prompt"),
+            ('{"prompt": "Q"}', "KeyError.*audio"),
+            ('{"audio": "a.wav", "prompt": "Q"', "JSONDecodeError"),
+            ('["a.wav", "Q"]', "TypeError"),
+            ('{"audio": 3, "prompt": "Q"}', "TypeError"),
+            ('{"audio": [3], "prompt": "Q"}', "TypeError"),
+            ('{"audio": null, "prompt": "Q"}', "TypeError"),
+            ('{"audio": [], "prompt": "Q"}', "no audio"),
+            ('{"audio": "a.wav", "prompt": null}', "TypeError"),
+        ],
+    )
+    def test_errors_name_the_line(self, tmp_path: Path, line: str, why: str) -> None:
+        path = self.write(tmp_path, '{"audio": "a.wav", "prompt": "Q"}', "", line)
+        with pytest.raises(
+            AudioError, match=rf"records.jsonl, line 3 is not a record with 'audio' and 'prompt'.*{why}"
+        ):
+            read_records(path)
+
+    def test_files_are_read_relative_to_the_list(self, tmp_path: Path) -> None:
+        soundfile = pytest.importorskip("soundfile")
+        soundfile.write(tmp_path / "a.wav", np.full(4 * RATE, 0.25), 4 * RATE)  # resampled to the processor's rate
+        path = self.write(tmp_path, '{"audio": "a.wav", "prompt": "Q", "answer": "A"}')
+        (batch,) = module(validate=str(path)).val_dataloader()
+        assert read(batch["inputs"]["input_ids"][0]) == "u:**********Q\na:"
+        assert batch["keys"] == ["1"]
+        (batch,) = module(train=str(path)).train_dataloader()
+        assert read(batch["inputs"]["labels"][0].clamp(min=0)) == "A\n"
+
+    def test_a_missing_recording_is_named(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, '{"audio": "gone.wav", "prompt": "Q"}')
+        with pytest.raises(AudioError, match=r"no audio file at .*gone.wav"):
+            next(iter(module(test=str(path)).test_dataloader()))
+
+
+POCKET = pocket_folder()
+
+
+@pytest.mark.pocket
+@pytest.mark.skipif(
+    not (POCKET / "pocket.json").is_file() and os.environ.get("HEADROUTER_POCKET_TESTS") != "1",
+    reason=f"no pocket model at {POCKET}",
+)
+class TestPocketProcessor:
+    ANSWERS = ("yes", " a leading space", "\nnew line", "1984", "", "Ünï ☂ 你好", "ends\n")
+
+    @pytest.fixture(scope="class")
+    def data(self) -> AudioPromptDataModule:
+        return AudioPromptDataModule(str(POCKET))
+
+    def records(self) -> list[AudioPrompt]:
+        noise = np.random.default_rng(0).normal(scale=0.1, size=16_000 * 8).astype(np.float32)
+        return [
+            AudioPrompt(noise[: 16_000 * (index + 1)], "What is it?" * (index + 1), answer, str(index))
+            for index, answer in enumerate(self.ANSWERS)
+        ]
+
+    def test_labels_are_the_answers(self, data: AudioPromptDataModule) -> None:
+        inputs = data.collate_train(self.records())["inputs"]
+        tokenizer = data.processor.tokenizer
+        assert inputs["attention_mask"][0, 0] == 0
+        for ids, labels, answer in zip(inputs["input_ids"], inputs["labels"], self.ANSWERS, strict=True):
+            kept = labels != -100
+            assert tokenizer.decode(labels[kept]) == answer + "<|im_end|>\n"
+            assert torch.equal(ids[kept], labels[kept])
+            assert tokenizer.decode(ids[~kept]).endswith("<|im_start|>assistant\n")
+
+    def test_short_audio_comes_in_whole_windows(self, data: AudioPromptDataModule) -> None:
+        inputs = data.collate(self.records())["inputs"]
+        assert inputs["input_features"].shape == (7, 80, 3000)
+        audio = data.processor.audio_token_id
+        assert (inputs["input_ids"] == audio).sum(1).tolist() == [25 * seconds for seconds in range(1, 8)]
+        rows = inputs["attention_mask"].bool()
+        text = data.processor.tokenizer.decode(inputs["input_ids"][2][rows[2]], skip_special_tokens=True)
+        assert text.endswith("user\nWhat is it?What is it?What is it?\nassistant\n")
