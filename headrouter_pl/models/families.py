@@ -240,7 +240,7 @@ def find_lalm(module: nn.Module) -> LalmHandle:
     decoder = above[-1]
     # The decoder itself takes input_ids too, but only in families that embed audio there may they hold placeholders.
     inputs = above if hasattr(decoder, "embed_tokens_extend") else above[:-1]
-    inputs = [module for module in inputs if "input_ids" in inspect.signature(module.forward).parameters]
+    inputs = [module for module in inputs if "input_ids" in inspect.signature(type(module).forward).parameters]
     return LalmHandle(model, family, tuple(inputs), decoder, family.find_audio_token(model.config))
 
 

@@ -7,10 +7,15 @@ on the left, so that cropping a cache and sliding windows, which both count from
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from headrouter_pl.errors import HeadRouterError
 
 
 @dataclass(frozen=True)
@@ -79,23 +84,43 @@ class CompactKeys:
 
     ATTRIBUTE = "_headrouter_keys"
 
-    def at(self, length: int, batch: int) -> CompactKeys:
-        """The same keys, when the full sequence is ``length`` long and the batch ``batch`` samples.
+    @classmethod
+    def of(cls, cache: Any) -> CompactKeys | None:
+        """The keys that a cache carries, or None."""
+        return getattr(cache, cls.ATTRIBUTE, None)
+
+    def put_on(self, cache: Any) -> None:
+        """Lets a cache carry these keys, and take them along when its samples are reordered, repeated or selected."""
+        setattr(cache, self.ATTRIBUTE, self)
+        for name, method in _FOLLOWED.items():
+            if name not in vars(cache) and hasattr(cache, name):
+                # Bound methods: deepcopy of the cache binds them to the copy.
+                setattr(cache, name, MethodType(method, cache))
+
+    @classmethod
+    def take_off(cls, cache: Any) -> None:
+        """Leaves the cache as if it had never carried keys."""
+        if cls.of(cache) is not None:
+            for name in (cls.ATTRIBUTE, *_FOLLOWED):
+                vars(cache).pop(name, None)
+
+    def at(self, length: int) -> CompactKeys:
+        """The same keys, when the full sequence is ``length`` long.
 
         Args:
             length: At least the length pruned at, or less where the cache was cropped after it (assisted decoding).
-            batch: A multiple of the samples here, where the cache was repeated for beams.
+
+        Raises:
+            HeadRouterError: If the cache was cropped at a dropped token.
         """
         index, valid = self.index, self.valid
-        if batch != len(index):
-            if batch % len(index):
-                raise RuntimeError(f"the cache holds {len(index)} samples, the batch {batch}")
-            index = index.repeat_interleave(batch // len(index), 0)
-            valid = None if valid is None else valid.repeat_interleave(batch // len(valid), 0)
-        tail = length - self.length
+        batch, tail = len(index), length - self.length
         if tail < 0:
-            if not bool((index[:, tail] == length).all()):
-                raise RuntimeError("the cache was cropped into the pruned prompt; prefill it again")
+            if -tail > index.shape[1] or not bool((index[:, tail] == length).all()):
+                raise HeadRouterError(
+                    f"The cache was cropped to {length} tokens, into the pruned audio, where its layers hold different "
+                    "tokens. Prefill the prompt again."
+                )
             index, valid = index[:, :tail], None if valid is None else valid[:, :tail]
         elif tail:
             new = torch.arange(self.length, length, device=index.device).expand(batch, -1)
@@ -118,6 +143,38 @@ class CompactKeys:
     def empty(cls, batch: int, device: torch.device) -> CompactKeys:
         """No keys yet."""
         return cls(torch.zeros(batch, 0, dtype=torch.long, device=device), None, 0)
+
+
+def _select(cache: Any, index: Tensor) -> None:
+    keys = CompactKeys.of(cache)
+    if keys is not None:
+        index = index.to(keys.index.device)
+        keys.index = keys.index[index]
+        keys.valid = None if keys.valid is None else keys.valid[index]
+
+
+def _reorder_cache(cache: Any, beam_idx: Tensor) -> None:
+    type(cache).reorder_cache(cache, beam_idx)
+    _select(cache, beam_idx)
+
+
+def _batch_select_indices(cache: Any, indices: Tensor) -> None:
+    type(cache).batch_select_indices(cache, indices)
+    _select(cache, indices)
+
+
+def _batch_repeat_interleave(cache: Any, repeats: int) -> None:
+    type(cache).batch_repeat_interleave(cache, repeats)
+    keys = CompactKeys.of(cache)
+    if keys is not None:
+        _select(cache, torch.arange(len(keys.index), device=keys.index.device).repeat_interleave(repeats))
+
+
+_FOLLOWED: dict[str, Callable[..., None]] = {
+    "batch_repeat_interleave": _batch_repeat_interleave,
+    "batch_select_indices": _batch_select_indices,
+    "reorder_cache": _reorder_cache,
+}
 
 
 def compact_mask(

@@ -8,6 +8,7 @@ position keeps the value it had before layer K. Nothing below K changes.
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -116,9 +117,10 @@ class PruningEngine:
         self._check_layers()
         scorer.bind(handle, self.probed)
         self._costs = tuple(LayerCost.of(handle, index) for index in range(handle.num_layers))
-        self._inputs = {module: _parameter_names(module) for module in handle.inputs}
-        self._layer_arguments = _parameter_names(handle.layers[layer])
+        self._inputs = {module: _parameter_names(module, "input_ids") for module in handle.inputs}
+        self._layer_arguments = _parameter_names(handle.layers[layer], "hidden_states")
         self._hooks: list[RemovableHandle] = []
+        self._stance: Any = None  # of the compiler
         self._wrapped = False  # whether `generate` is wrapped
 
     def _check_layers(self) -> None:
@@ -151,6 +153,9 @@ class PruningEngine:
         """Registers all hooks; on any error none stays."""
         handle = self.handle
         try:
+            if "torch._dynamo" in sys.modules:
+                # Compiled code does not look for hooks that came after it; until detach it runs uncompiled.
+                self._stance = torch.compiler.set_stance("force_eager")
             self._wrap_generate()
             for module in handle.inputs:
                 self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -163,7 +168,8 @@ class PruningEngine:
             for index in range(self.layer, handle.num_layers):
                 hook = _LayerHook(self._compact, index)
                 self._hooks.append(handle.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
-                self._hooks.append(handle.layers[index].register_forward_hook(self._restore))
+                # First, so that recorders and other hooks see the full sequence.
+                self._hooks.append(handle.layers[index].register_forward_hook(self._restore, prepend=True))
         except BaseException:
             self.detach()
             raise
@@ -172,6 +178,9 @@ class PruningEngine:
         """Removes every trace of the engine from the model."""
         while self._hooks:
             self._hooks.pop().remove()
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
         forward = _FORWARD.get()
         if forward is not None and forward.engine is self:  # left over by a KeyboardInterrupt
             _FORWARD.set(forward.outer)
@@ -214,14 +223,15 @@ class PruningEngine:
         self, input_ids: Tensor | None, length: int, given: Mapping[str, Any]
     ) -> tuple[TokenLayout | None, Sequence[str] | None]:
         """Reads the batch on the CPU, before any of its GPU work is queued: the one host-device sync of a prefill."""
-        mask, labels, positions = given.get("attention_mask"), given.get("labels"), given.get("position_ids")
-        if input_ids is None and self.audio_mask is None and _carries_state(given.get("past_key_values")):
-            return None, None
+        labels, positions, cache = given.get("labels"), given.get("position_ids"), given.get("past_key_values")
+        if input_ids is None and self.audio_mask is None and CompactKeys.of(cache) is not None:
+            return None, None  # a later turn of a conversation, without audio
+        past = 0 if cache is None else int(cache.get_seq_length())
         ids, mask, labels, positions = _to_cpu(
             input_ids,
-            mask[:, -length:] if mask is not None and _is_matrix(mask) else None,
+            _unpadded(given.get("attention_mask"), length, past),
             labels if labels is not None and _is_matrix(labels) and labels.shape[1] == length else None,
-            positions if _is_matrix(positions) and mask is None else None,
+            positions if _is_matrix(positions) and given.get("attention_mask") is None else None,
         )
         if given.get("cu_seq_lens_q") is not None or (
             positions is not None and bool((positions.diff(dim=1) <= 0).any())
@@ -233,9 +243,8 @@ class PruningEngine:
         audio_mask = find_audio(ids, self.handle.audio_token_id, self.audio_mask, type(self.handle.model).__name__)
         if audio_mask.shape[1] != length:
             raise AudioMaskError(f"audio_mask is {list(audio_mask.shape)}, the sequence has {length} positions.")
-        prompt_length, cache = _PROMPT_LENGTH.get(), given.get("past_key_values")
-        if prompt_length is not None and cache is not None:
-            prompt_length -= int(cache.get_seq_length())
+        prompt_length = _PROMPT_LENGTH.get()
+        prompt_length = None if prompt_length is None else prompt_length - past
         layout = TokenLayout.build(audio_mask, attention_mask=mask, labels=labels, prompt_length=prompt_length)
         if not bool(layout.seen.any()):
             return None, None
@@ -340,7 +349,7 @@ class PruningEngine:
         if rows is None and mask is None and held.valid is None:
             return None
         num_queries = hidden.shape[-2] if rows is None else rows.index.shape[1]
-        given["attention_mask"] = self._mask(forward, index, mask, cache, hidden.shape[-3], num_queries, hidden.dtype)
+        given["attention_mask"] = self._mask(forward, index, mask, cache, num_queries, hidden.dtype)
         if rows is not None:
             forward.full = hidden
             given["hidden_states"] = rows.gather(hidden)
@@ -364,30 +373,29 @@ class PruningEngine:
 
     def _prune(self, forward: Forward, hidden: Tensor, cache: Any) -> None:
         """Chooses the rows of this forward, and brings the list of held keys up to date."""
-        batch = hidden.shape[-3]
-        before: CompactKeys | None = getattr(cache, CompactKeys.ATTRIBUTE, None)
+        before = CompactKeys.of(cache)
         if forward.layout is not None:
             forward.rows = self._choose(forward, hidden)
         if before is None and forward.rows is None:
             return
         if forward.rows is not None and torch.is_grad_enabled():
             _refuse_hooks_inside_checkpoints(self.handle.layers[self.layer])
-        past = _past_length(cache, forward.length, before if forward.layout is None else None)
+        past = _past_length(cache, forward.length, before)
         if past == 0:
+            CompactKeys.take_off(cache)
             before = None
-        if before is None:
-            if forward.rows is None:
-                _forget(cache)
-                return
-            before = CompactKeys.empty(batch, hidden.device)
+        elif before is not None and past < before.length:
+            before = before.at(past)
+            before.put_on(cache)
         forward.total = past + forward.length
-        if forward.rows is None:
-            forward.held = before
-        else:
-            forward.held = before.at(past, batch).extend(forward.rows, forward.total)
+        forward.held = before
+        if forward.rows is not None:
+            held = CompactKeys.empty(hidden.shape[-3], hidden.device) if before is None else before
+            forward.held = held.at(past).extend(forward.rows, forward.total)
             if cache is not None:
-                setattr(cache, CompactKeys.ATTRIBUTE, forward.held)
-        forward.held.current = forward.total
+                forward.held.put_on(cache)
+        if forward.held is not None:
+            forward.held.current = forward.total
 
     def _choose(self, forward: Forward, hidden: Tensor) -> Rows | None:
         """Scores the audio tokens and lays out the rows to keep; records what was done."""
@@ -400,6 +408,7 @@ class PruningEngine:
                 "processor does), or say where the audio is: AudioTokenPruner(...)(model, audio_mask=mask)."
             )
         counts = keep_counts(layout.seen, keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
+        counts = torch.maximum(counts, layout.required.sum(1))
         length = forward.length
         record = PrefillRecord(
             layout.seen, counts, None, layout.audio_index, layout.audio_valid, self.layer, length, length,
@@ -415,7 +424,13 @@ class PruningEngine:
             attention = self._attention(forward)
             inputs.attention = None if attention is None else attention.to(device)
             importance = self.scorer.score(inputs)
-            kept = select_tokens(importance, inputs.audio_mask, inputs.counts)
+            if importance.shape != layout.audio_index.shape:
+                raise HeadRouterError(
+                    f"{type(self.scorer).__name__}.score returned {list(importance.shape)}, expected one score per "
+                    f"audio token, {list(layout.audio_index.shape)}."
+                )
+            ranked = importance.masked_fill(layout.required.to(device), torch.inf)
+            kept = select_tokens(ranked, inputs.audio_mask, inputs.counts)
             audio_index = layout.audio_index.to(device)
             keep = (layout.valid & ~layout.audio_mask).to(device)
             keep = keep.scatter(1, audio_index, kept | keep.gather(1, audio_index))
@@ -427,7 +442,7 @@ class PruningEngine:
         return rows
 
     def _mask(
-        self, forward: Forward, index: int, mask: Any, cache: Any, batch: int, num_queries: int, dtype: torch.dtype
+        self, forward: Forward, index: int, mask: Any, cache: Any, num_queries: int, dtype: torch.dtype
     ) -> Tensor | None:
         sliding = self.handle.is_sliding(index)
         # Layers of one kind are given one mask object, and hold the same keys.
@@ -452,7 +467,7 @@ class PruningEngine:
         forward.masks[known] = compact_mask(
             mask,
             rows=forward.rows,
-            keys=forward.held.at(forward.total, batch),
+            keys=forward.held.at(forward.total),
             key_length=key_length,
             key_offset=key_offset,
             num_queries=num_queries,
@@ -488,6 +503,26 @@ def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
         _PROMPT_LENGTH.reset(token)
 
 
+def _unpadded(mask: Any, length: int, past: int) -> Tensor | None:
+    """Which of a forward's positions are not padding, ``[B, L]``; None where the mask does not say.
+
+    Args:
+        mask: As the model was given it: ``[B, past + L]``, ``[B, h, L, C]`` (bool, or additive), or one of those for
+            each kind of layer.
+        length: Positions L of the forward.
+        past: Positions before it.
+    """
+    if isinstance(mask, Mapping):
+        mask = next(iter(mask.values()), None)
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.dim() == 2:
+        return mask[:, -length:]
+    # Every token sees itself, but padding.
+    own = mask[:, 0].diagonal(past, dim1=1, dim2=2)
+    return own if mask.dtype == torch.bool else own == 0
+
+
 def _is_matrix(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 2
 
@@ -510,7 +545,7 @@ def _refuse_hooks_inside_checkpoints(layer: Any) -> None:
     if any(kind.__name__ == "GradientCheckpointingLayer" and "__call__" in vars(kind) for kind in type(layer).__mro__):
         raise HeadRouterError(
             "This version of transformers runs module hooks inside gradient checkpoints, so pruned training steps "
-            "cannot be recomputed. Upgrade transformers (5.23 works), or train without gradient checkpointing or unpruned."
+            "cannot be recomputed. Upgrade transformers (5.23 works), or train unpruned or without checkpointing."
         )
 
 
@@ -524,23 +559,23 @@ def _mask_sizes(cache: Any, num_queries: int, layer_index: int) -> tuple[int, in
     return sizes
 
 
-def _parameter_names(module: nn.Module) -> list[str]:
-    return list(inspect.signature(module.forward).parameters)
+def _parameter_names(module: nn.Module, wanted: str) -> list[str]:
+    """Names of the positional arguments of a module's forward, ``wanted`` among them.
+
+    Looks through wrappers that take anything (compiled modules, checkpoint wrappers), and at classes: an instance's
+    forward may have been replaced.
+    """
+    for part in module.modules():
+        names = list(inspect.signature(type(part).forward).parameters)[1:]
+        if wanted in names:
+            return names
+    return [wanted]
 
 
 def _take(states: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` ``[B, M]`` of ``states`` ``[B, L, ...]``."""
     index = index.to(states.device).reshape(*index.shape, *[1] * (states.dim() - 2))
     return states.gather(1, index.expand(-1, -1, *states.shape[2:]))
-
-
-def _carries_state(cache: Any) -> bool:
-    return hasattr(cache, CompactKeys.ATTRIBUTE)
-
-
-def _forget(cache: Any) -> None:
-    if _carries_state(cache):
-        delattr(cache, CompactKeys.ATTRIBUTE)
 
 
 def _past_length(cache: Any, length: int, known: CompactKeys | None) -> int:
@@ -554,6 +589,7 @@ def _past_length(cache: Any, length: int, known: CompactKeys | None) -> int:
     if cache is None:
         return 0
     total = cache.get_seq_length()
-    if isinstance(total, Tensor):
-        return known.current if known is not None else int(total) - length
+    # More than one new token may be a prompt on a cache that was reset; one is taken for a step of decoding.
+    if isinstance(total, Tensor) and known is not None and length == 1:
+        return known.current
     return int(total) - length

@@ -23,6 +23,8 @@ class TokenLayout:
             where none follow, of the last prompt token.
         query_valid: Bool tensor ``[B, Q]``.
         prompt_mask: Bool tensor ``[B, L]``: the prompt's text, without answers and drafts.
+        required: Bool tensor ``[B, N]``: audio tokens that are never dropped, because the output at them is read: the
+            last token of a sample, from which generation starts, and one before a token that is trained on.
     """
 
     audio_mask: Tensor
@@ -32,6 +34,7 @@ class TokenLayout:
     query_index: Tensor
     query_valid: Tensor
     prompt_mask: Tensor
+    required: Tensor
 
     @property
     def seen(self) -> Tensor:
@@ -72,6 +75,10 @@ class TokenLayout:
         if prompt_length is not None:
             prompt &= position < prompt_length
         audio_index, audio_valid = _positions(audio_mask)
+        read = position == torch.where(valid, position, -1).amax(1, keepdim=True)
+        if labels is not None:
+            read |= torch.nn.functional.pad(labels[:, 1:] != ignore_index, (0, 1))
+        required = (read & audio_mask).gather(1, audio_index)
         last_audio = torch.where(audio_mask, position, -1).amax(1, keepdim=True)
         queries = prompt & (position > last_audio)
         # The last token of the prompt; of the sample where every token is an answer.
@@ -79,7 +86,9 @@ class TokenLayout:
         last = torch.where(last < 0, torch.where(valid, position, -1).amax(1, keepdim=True), last)
         queries |= ~queries.any(1, keepdim=True) & (position == last)
         query_index, query_valid = _positions(queries)
-        return cls(audio_mask, valid, audio_index, audio_valid, query_index, query_valid, prompt & ~audio_mask)
+        return cls(
+            audio_mask, valid, audio_index, audio_valid, query_index, query_valid, prompt & ~audio_mask, required
+        )
 
 
 def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:

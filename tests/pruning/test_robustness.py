@@ -1,0 +1,216 @@
+"""Where pruning could go wrong unnoticed: outputs read at dropped tokens, caches handled by hand, compiled code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from reference import dropped_from, masked_from
+from torch import Tensor, nn
+
+from headrouter_pl import AudioTokenPruner, HeadRouterError
+from headrouter_pl.models import find_lalm
+
+MAX_ERROR = 1e-5
+NAME = "audioflamingo3"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny.build(NAME)
+
+
+def _batch(model: Any, *clips: int, **settings: Any) -> dict[str, Tensor]:
+    return tiny.inputs(NAME, model, [[clip] for clip in clips], **settings)
+
+
+def _pruner(**settings: Any) -> AudioTokenPruner:
+    return AudioTokenPruner(**{"keep_ratio": 0.4, "scorer": "random", **settings})
+
+
+def _reference(model: Any, batch: dict[str, Tensor], report: Any, **inputs: Any) -> Any:
+    dropped = dropped_from(report, tiny.audio_mask(NAME, model, batch["input_ids"]))
+    with torch.no_grad(), masked_from(find_lalm(model).layers, 2, dropped):
+        return model(**{**batch, **inputs}, use_cache=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_prompt_that_ends_in_audio(model: Any, seed: int) -> None:
+    """Generation starts from the last token, so it is kept, within the budget."""
+    batch = _batch(model, 20, 7, text_after=0)
+    settings: dict[str, Any] = {
+        "max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True,
+    }  # fmt: skip
+    from headrouter_pl.scorers import RandomScorer
+
+    with torch.no_grad(), _pruner(scorer=RandomScorer(seed))(model) as report:
+        first = model.generate(**batch, **settings).logits[0]
+    assert [len(sample.kept) for sample in report.samples] == [8, 3]
+    assert all(sample.kept[-1] == batch["input_ids"].shape[1] - 1 for sample in report.samples)
+    assert (first - _reference(model, batch, report).logits[:, -1]).abs().max() <= MAX_ERROR
+
+
+def test_a_label_right_after_the_audio(model: Any) -> None:
+    batch = _batch(model, 20, 7)
+    audio = tiny.audio_mask(NAME, model, batch["input_ids"])
+    labels = torch.where(audio.roll(1, 1) & ~audio, batch["input_ids"], -100)
+    assert (labels >= 0).sum() == 2
+    with torch.no_grad(), _pruner(keep_tokens=1, keep_ratio=None)(model) as report:
+        loss = model(**batch, labels=labels).loss
+    assert abs(loss - _reference(model, batch, report, labels=labels).loss) <= MAX_ERROR
+
+
+def test_hidden_states_stay_full_length(model: Any) -> None:
+    batch = _batch(model, 20, 7)
+    with torch.no_grad():
+        model(**batch, output_hidden_states=True)  # installs the recorder before our hooks
+        with _pruner()(model):
+            states = model(**batch, output_hidden_states=True).hidden_states
+    assert {state.shape[1] for state in states} == {batch["input_ids"].shape[1]}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_four_dimensional_masks_show_padding_too(model: Any, side: str) -> None:
+    batch = _batch(model, 20, 7, padding_side=side)
+    length = batch["input_ids"].shape[1]
+    bools = torch.ones(length, length, dtype=torch.bool).tril() & batch["attention_mask"].bool()[:, None, None]
+    additive = torch.zeros(bools.shape).masked_fill(~bools, torch.finfo(torch.float32).min)
+    kept = []
+    for mask in (batch["attention_mask"], bools, additive):
+        with torch.no_grad(), _pruner(scorer="fastv")(model) as report:
+            model(**{**batch, "attention_mask": mask})
+        kept.append([sample.kept.tolist() for sample in report.samples])
+    assert kept[0] == kept[1] == kept[2]
+
+
+class TestCaches:
+    def step(self, model: Any, cache: Any, mask: Tensor, tokens: int = 1) -> Tensor:
+        ids = torch.full((len(mask), tokens), 33)
+        longer = torch.cat((mask, torch.ones_like(ids)), 1)
+        logits: Tensor = model(input_ids=ids, attention_mask=longer, past_key_values=cache).logits
+        return logits[:, -1]
+
+    @pytest.mark.parametrize("order", [[1, 0], [1, 1], [0, 0, 1, 1], [1]])
+    def test_samples_chosen_anew(self, model: Any, order: list[int]) -> None:
+        batch = _batch(model, 20, 7)
+        index = torch.tensor(order)
+        with torch.no_grad(), _pruner()(model):
+            cache = model(**batch, use_cache=True).past_key_values
+            expected = self.step(model, cache, batch["attention_mask"])[index]
+            cache = model(**batch, use_cache=True).past_key_values
+            if len(order) == 2:
+                cache.reorder_cache(index)
+            else:
+                cache.batch_select_indices(index)
+            again = self.step(model, cache, batch["attention_mask"][index])
+        assert (again - expected).abs().max() <= MAX_ERROR
+
+    def test_samples_repeated(self, model: Any) -> None:
+        batch = _batch(model, 20, 7)
+        with torch.no_grad(), _pruner()(model):
+            expected = self.step(model, model(**batch, use_cache=True).past_key_values, batch["attention_mask"])
+            cache = model(**batch, use_cache=True).past_key_values
+            cache.batch_repeat_interleave(2)
+            again = self.step(model, cache, batch["attention_mask"].repeat_interleave(2, 0))
+        assert (again - expected.repeat_interleave(2, 0)).abs().max() <= MAX_ERROR
+
+    def test_cropped_behind_the_audio(self, model: Any) -> None:
+        batch = _batch(model, 20, text_after=6)
+        with torch.no_grad(), _pruner()(model) as report:
+            cache = model(**batch, use_cache=True).past_key_values
+            cache.crop(-3)
+            mask = batch["attention_mask"][:, :-3]
+            logits = self.step(model, cache, mask, tokens=4)
+        ids = torch.cat((batch["input_ids"][:, :-3], torch.full((1, 4), 33)), 1)
+        report.prefills = report.prefills[:1]
+        longer = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        audio = tiny.audio_mask(NAME, model, ids)
+        with torch.no_grad(), masked_from(find_lalm(model).layers, 2, dropped_from(report, audio)):
+            expected = model(**{**batch, **longer}, use_cache=False).logits[:, -1]
+        assert (logits - expected).abs().max() <= MAX_ERROR
+
+    def test_cropped_into_the_audio(self, model: Any) -> None:
+        batch = _batch(model, 20, text_after=6)
+        with torch.no_grad(), _pruner()(model):
+            cache = model(**batch, use_cache=True).past_key_values
+            cache.crop(-16)
+            with pytest.raises(HeadRouterError, match="cropped"):
+                self.step(model, cache, batch["attention_mask"][:, :-16], tokens=20)
+
+    def test_static_cache_reset_and_filled_without_audio(self, model: Any) -> None:
+        from transformers import StaticCache
+
+        batch = _batch(model, 20)
+        text = {"input_ids": torch.randint(8, 90, (1, 9), generator=torch.Generator().manual_seed(0))}
+        cache = StaticCache(model.config.text_config, max_cache_len=64)
+        with torch.no_grad():
+            expected = model(**text, use_cache=False).logits
+            with _pruner()(model):
+                model(**batch, past_key_values=cache)
+                cache.reset()
+                logits = model(**text, past_key_values=cache).logits
+                step = model(input_ids=torch.tensor([[33]]), past_key_values=cache).logits
+        longer = torch.cat((text["input_ids"], torch.tensor([[33]])), 1)
+        with torch.no_grad():
+            expected_step = model(input_ids=longer, use_cache=False).logits[:, -1:]
+        assert (logits - expected).abs().max() <= MAX_ERROR
+        assert (step - expected_step).abs().max() <= MAX_ERROR
+
+
+class TestCompiled:
+    """Compiled code does not see hooks that came after it, so it runs uncompiled while a pruner is attached."""
+
+    @pytest.mark.parametrize("how", ["function", "method", "layers", "forward"])
+    def test_compiled_before_attaching(self, how: str) -> None:
+        model = tiny.build(NAME)
+        batch = _batch(model, 20, 7)
+        with torch.no_grad():
+            with _pruner()(model):
+                expected = model(**batch).logits
+            runner: Any = model
+            if how == "function":
+                runner = torch.compile(model, backend="eager")
+            elif how == "method":
+                model.compile(backend="eager")
+            elif how == "forward":
+                model.forward = torch.compile(model.forward, backend="eager")
+            else:
+                layers = find_lalm(model).layers
+                for index, layer in enumerate(layers):
+                    layers[index] = torch.compile(layer, backend="eager")
+            full = runner(**batch).logits
+            with _pruner()(runner) as report:
+                pruned = runner(**batch).logits
+            after = runner(**batch).logits
+        assert len(report.prefills) == 1
+        assert (pruned - expected).abs().max() <= MAX_ERROR
+        assert (full - expected).abs().max() >= 1e-3
+        assert torch.equal(after, full)
+
+    def test_the_compiler_is_left_as_it_was(self, model: Any) -> None:
+        calls = []
+
+        def backend(graph: Any, inputs: Any) -> Any:
+            calls.append(graph)
+            return graph.forward
+
+        compiled = torch.compile(nn.Linear(2, 2), backend=backend)
+        with _pruner()(model):
+            compiled(torch.ones(1, 2))
+            assert not calls
+        compiled(torch.ones(1, 2))
+        assert calls
+
+
+def test_a_scorer_that_fails_or_gives_the_wrong_shape(model: Any) -> None:
+    from headrouter_pl.scorers import Scorer, ScoringInputs
+
+    class Wrong(Scorer):
+        def score(self, inputs: ScoringInputs) -> Tensor:
+            return torch.zeros(3, 5)
+
+    batch = _batch(model, 20, 7)
+    with torch.no_grad(), _pruner(scorer=Wrong())(model), pytest.raises(HeadRouterError, match=r"Wrong.*\[2, 20\]"):
+        model(**batch)
