@@ -7,15 +7,14 @@ on the left, so that cropping a cache and sliding windows, which both count from
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from headrouter_pl.errors import HeadRouterError
+if TYPE_CHECKING:
+    from headrouter_pl.pruning.caches import CompactKeys
 
 
 @dataclass(frozen=True)
@@ -64,117 +63,6 @@ class Rows:
         index = self.index.to(states.device)
         # A layer under autocast may give another dtype than it was given.
         return full.to(states.dtype).scatter(-2, index[..., None].expand(states.shape), states)
-
-
-@dataclass
-class CompactKeys:
-    """Which positions the layers from K on hold keys of. Lives on the cache, so that it dies or is copied with it.
-
-    Attributes:
-        index: Long tensor ``[B, n]``: positions in the full sequence, of the tokens up to :attr:`length`.
-        valid: Bool tensor ``[B, n]``, or None where all are valid.
-        length: Length of the full sequence they stand for. All later tokens are held.
-        current: Length of the full sequence by now, counted here because a static cache keeps it on the device.
-    """
-
-    index: Tensor
-    valid: Tensor | None
-    length: int
-    current: int = 0
-
-    ATTRIBUTE = "_headrouter_keys"
-
-    @classmethod
-    def of(cls, cache: Any) -> CompactKeys | None:
-        """The keys that a cache carries, or None."""
-        return getattr(cache, cls.ATTRIBUTE, None)
-
-    def put_on(self, cache: Any) -> None:
-        """Lets a cache carry these keys, and take them along when its samples are reordered, repeated or selected."""
-        setattr(cache, self.ATTRIBUTE, self)
-        for name, method in _FOLLOWED.items():
-            if name not in vars(cache) and hasattr(cache, name):
-                # Bound methods: deepcopy of the cache binds them to the copy.
-                setattr(cache, name, MethodType(method, cache))
-
-    @classmethod
-    def take_off(cls, cache: Any) -> None:
-        """Leaves the cache as if it had never carried keys."""
-        if cls.of(cache) is not None:
-            for name in (cls.ATTRIBUTE, *_FOLLOWED):
-                vars(cache).pop(name, None)
-
-    def at(self, length: int) -> CompactKeys:
-        """The same keys, when the full sequence is ``length`` long.
-
-        Args:
-            length: At least the length pruned at, or less where the cache was cropped after it (assisted decoding).
-
-        Raises:
-            HeadRouterError: If the cache was cropped at a dropped token.
-        """
-        index, valid = self.index, self.valid
-        batch, tail = len(index), length - self.length
-        if tail < 0:
-            if -tail > index.shape[1] or not bool((index[:, tail] == length).all()):
-                raise HeadRouterError(
-                    f"The cache was cropped to {length} tokens, into the pruned audio, where its layers hold different "
-                    "tokens. Prefill the prompt again."
-                )
-            index, valid = index[:, :tail], None if valid is None else valid[:, :tail]
-        elif tail:
-            new = torch.arange(self.length, length, device=index.device).expand(batch, -1)
-            index = torch.cat((index, new), 1)
-            valid = None if valid is None else torch.cat((valid, torch.ones_like(new, dtype=torch.bool)), 1)
-        return CompactKeys(index, valid, length)
-
-    def extend(self, rows: Rows, length: int) -> CompactKeys:
-        """Appends the rows of a forward over the positions from :attr:`length` to ``length``."""
-        new = rows.index + self.length
-        index = torch.cat((self.index.to(new.device), new), 1)
-        valid = None
-        if self.valid is not None or rows.valid is not None:
-            parts = [(self.index, self.valid), (rows.index, rows.valid)]
-            every = [torch.ones_like(i, dtype=torch.bool) if v is None else v for i, v in parts]
-            valid = torch.cat([part.to(new.device) for part in every], 1)
-        return CompactKeys(index, valid, length)
-
-    @classmethod
-    def empty(cls, batch: int, device: torch.device) -> CompactKeys:
-        """No keys yet."""
-        return cls(torch.zeros(batch, 0, dtype=torch.long, device=device), None, 0)
-
-
-def _select(cache: Any, index: Tensor) -> None:
-    keys = CompactKeys.of(cache)
-    if keys is not None:
-        index = index.to(keys.index.device)
-        keys.index = keys.index[index]
-        keys.valid = None if keys.valid is None else keys.valid[index]
-
-
-def _reorder_cache(cache: Any, beam_idx: Tensor) -> None:
-    type(cache).reorder_cache(cache, beam_idx)
-    _select(cache, beam_idx)
-
-
-def _batch_select_indices(cache: Any, indices: Tensor) -> None:
-    type(cache).batch_select_indices(cache, indices)
-    _select(cache, indices)
-
-
-def _batch_repeat_interleave(cache: Any, repeats: int) -> None:
-    type(cache).batch_repeat_interleave(cache, repeats)
-    keys = CompactKeys.of(cache)
-    if keys is not None:
-        _select(cache, torch.arange(len(keys.index), device=keys.index.device).repeat_interleave(repeats))
-
-
-_FOLLOWED: dict[str, Callable[..., None]] = {
-    "batch_repeat_interleave": _batch_repeat_interleave,
-    "batch_select_indices": _batch_select_indices,
-    "reorder_cache": _reorder_cache,
-}
 
 
 def compact_mask(

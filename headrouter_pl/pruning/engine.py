@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -22,7 +23,8 @@ from torch.utils.hooks import RemovableHandle
 from headrouter_pl.errors import AudioMaskError, HeadRouterError, UnsupportedModelError
 from headrouter_pl.functional import apply_rotary, keep_counts, probe_attention, select_tokens
 from headrouter_pl.models import LalmHandle
-from headrouter_pl.pruning.compaction import CompactKeys, Rows, compact_mask
+from headrouter_pl.pruning.caches import FORWARD, CompactKeys
+from headrouter_pl.pruning.compaction import Rows, compact_mask
 from headrouter_pl.pruning.cost import LayerCost
 from headrouter_pl.pruning.layout import TokenLayout, find_audio
 from headrouter_pl.pruning.prompts import PromptReader
@@ -71,9 +73,6 @@ class Forward:
     outer: Forward | None = None
 
 
-# Context variables, so that two threads on one hooked model do not meet. They are module-level because a hooked model
-# must survive deepcopy, which a ContextVar does not.
-_FORWARD: ContextVar[Forward | None] = ContextVar("headrouter_forward", default=None)
 _PROMPT_LENGTH: ContextVar[int | None] = ContextVar("headrouter_prompt_length", default=None)
 
 
@@ -120,7 +119,6 @@ class PruningEngine:
         self._inputs = {module: _parameter_names(module, "input_ids") for module in handle.inputs}
         self._layer_arguments = _parameter_names(handle.layers[layer], "hidden_states")
         self._hooks: list[RemovableHandle] = []
-        self._stance: Any = None  # of the compiler
         self._wrapped = False  # whether `generate` is wrapped
 
     def _check_layers(self) -> None:
@@ -153,9 +151,7 @@ class PruningEngine:
         """Registers all hooks; on any error none stays."""
         handle = self.handle
         try:
-            if "torch._dynamo" in sys.modules:
-                # Compiled code does not look for hooks that came after it; until detach it runs uncompiled.
-                self._stance = torch.compiler.set_stance("force_eager")
+            _UNCOMPILED.enter(self)
             self._wrap_generate()
             for module in handle.inputs:
                 self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -178,12 +174,10 @@ class PruningEngine:
         """Removes every trace of the engine from the model."""
         while self._hooks:
             self._hooks.pop().remove()
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
-        forward = _FORWARD.get()
+        _UNCOMPILED.leave(self)
+        forward = FORWARD.get()
         if forward is not None and forward.engine is self:  # left over by a KeyboardInterrupt
-            _FORWARD.set(forward.outer)
+            FORWARD.set(forward.outer)
         if self._wrapped:
             del self.handle.model.__dict__["generate"]
             self._wrapped = False
@@ -204,7 +198,7 @@ class PruningEngine:
     # Around the model
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        outer = _FORWARD.get()
+        outer = FORWARD.get()
         if outer is not None and outer.engine is self:
             if outer.module is not module:
                 return  # an inner module of a forward under way
@@ -216,11 +210,11 @@ class PruningEngine:
             return  # the model's own error is the better one
         forward = Forward(self, module, shown.shape[1], None, outer=outer)
         if forward.length > 1:
-            forward.layout, forward.prompts = self._lay_out(input_ids, forward.length, given)
-        _FORWARD.set(forward)
+            forward.layout, forward.prompts = self._lay_out(input_ids, shown.shape[0], forward.length, given)
+        FORWARD.set(forward)
 
     def _lay_out(
-        self, input_ids: Tensor | None, length: int, given: Mapping[str, Any]
+        self, input_ids: Tensor | None, batch: int, length: int, given: Mapping[str, Any]
     ) -> tuple[TokenLayout | None, Sequence[str] | None]:
         """Reads the batch on the CPU, before any of its GPU work is queued: the one host-device sync of a prefill."""
         labels, positions, cache = given.get("labels"), given.get("position_ids"), given.get("past_key_values")
@@ -243,6 +237,10 @@ class PruningEngine:
         audio_mask = find_audio(ids, self.handle.audio_token_id, self.audio_mask, type(self.handle.model).__name__)
         if audio_mask.shape[1] != length:
             raise AudioMaskError(f"audio_mask is {list(audio_mask.shape)}, the sequence has {length} positions.")
+        if len(audio_mask) != batch:  # beams and returned sequences repeat the samples
+            if batch % len(audio_mask):
+                raise AudioMaskError(f"audio_mask is of {len(audio_mask)} samples, the batch of {batch}.")
+            audio_mask = audio_mask.repeat_interleave(batch // len(audio_mask), 0)
         prompt_length = _PROMPT_LENGTH.get()
         prompt_length = None if prompt_length is None else prompt_length - past
         layout = TokenLayout.build(audio_mask, attention_mask=mask, labels=labels, prompt_length=prompt_length)
@@ -254,14 +252,14 @@ class PruningEngine:
         return layout, prompts
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        forward = _FORWARD.get()
+        forward = FORWARD.get()
         if forward is not None and forward.engine is self and forward.module is module:
-            _FORWARD.set(forward.outer)
+            FORWARD.set(forward.outer)
 
     # At the probe layers
 
     def _current(self) -> Forward | None:
-        forward = _FORWARD.get()
+        forward = FORWARD.get()
         return forward if forward is not None and forward.engine is self else None
 
     def _read_query(self, layer: int, states: Tensor) -> None:
@@ -374,6 +372,8 @@ class PruningEngine:
     def _prune(self, forward: Forward, hidden: Tensor, cache: Any) -> None:
         """Chooses the rows of this forward, and brings the list of held keys up to date."""
         before = CompactKeys.of(cache)
+        if before is not None and before.layer != self.layer:
+            return  # the cache refuses its update
         if forward.layout is not None:
             forward.rows = self._choose(forward, hidden)
         if before is None and forward.rows is None:
@@ -390,12 +390,14 @@ class PruningEngine:
         forward.total = past + forward.length
         forward.held = before
         if forward.rows is not None:
-            held = CompactKeys.empty(hidden.shape[-3], hidden.device) if before is None else before
+            held = before or CompactKeys.empty(hidden.shape[-3], self.layer, hidden.device)
             forward.held = held.at(past).extend(forward.rows, forward.total)
             if cache is not None:
                 forward.held.put_on(cache)
         if forward.held is not None:
             forward.held.current = forward.total
+            if forward.rows is None:
+                forward.held.put_on(cache)  # a copied cache is of its plain class
 
     def _choose(self, forward: Forward, hidden: Tensor) -> Rows | None:
         """Scores the audio tokens and lays out the rows to keep; records what was done."""
@@ -478,6 +480,33 @@ class PruningEngine:
 
     def _is_flash(self, index: int) -> bool:
         return "flash" in str(getattr(self.handle.attention(index).config, "_attn_implementation", ""))
+
+
+class _Uncompiled:
+    """Lets compiled code run uncompiled while any engine is attached: it does not look for hooks that came after it."""
+
+    def __init__(self) -> None:
+        self.engines: set[int] = set()
+        self.lock = threading.Lock()
+        self.stance: Any = None
+
+    def enter(self, engine: PruningEngine) -> None:
+        """Counts an engine in."""
+        with self.lock:
+            if not self.engines and "torch._dynamo" in sys.modules:  # otherwise nothing is compiled
+                self.stance = torch.compiler.set_stance("force_eager")
+            self.engines.add(id(engine))
+
+    def leave(self, engine: PruningEngine) -> None:
+        """Counts an engine out; may be called for one that is not in."""
+        with self.lock:
+            self.engines.discard(id(engine))
+            if not self.engines and self.stance is not None:
+                self.stance.__exit__(None, None, None)
+                self.stance = None
+
+
+_UNCOMPILED = _Uncompiled()
 
 
 class _LayerHook:
@@ -589,7 +618,6 @@ def _past_length(cache: Any, length: int, known: CompactKeys | None) -> int:
     if cache is None:
         return 0
     total = cache.get_seq_length()
-    # More than one new token may be a prompt on a cache that was reset; one is taken for a step of decoding.
-    if isinstance(total, Tensor) and known is not None and length == 1:
+    if isinstance(total, Tensor) and known is not None:
         return known.current
     return int(total) - length

@@ -232,9 +232,11 @@ class PromptRouter(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused
         arrays = {
             "idf_words": self.idf_[0],
             "idf_chars": self.idf_[1],
-            "coef": np.ascontiguousarray(self.coef_),
+            "coef": self.coef_,
             "intercept": self.intercept_,
         }
+        # Safetensors writes the memory of a strided view as it lies, and scikit-learn has given such intercepts.
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         terms = [sorted(vocabulary, key=vocabulary.__getitem__) for vocabulary in self.vocabularies_]
         params = self.get_params(deep=False)
         params["families"] = None if self.families is None else dict(self.families)

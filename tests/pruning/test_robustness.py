@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -158,7 +162,56 @@ class TestCaches:
         assert (logits - expected).abs().max() <= MAX_ERROR
         assert (step - expected_step).abs().max() <= MAX_ERROR
 
+    def test_one_token_on_a_static_cache_that_was_reset(self, model: Any) -> None:
+        from transformers import StaticCache
 
+        cache = StaticCache(model.config.text_config, max_cache_len=64)
+        token = torch.tensor([[33]])
+        with torch.no_grad():
+            expected = model(input_ids=token, use_cache=False).logits
+            with _pruner()(model):
+                model(**_batch(model, 20), past_key_values=cache)
+                cache.reset()
+                logits = model(input_ids=token, past_key_values=cache).logits
+        assert (logits - expected).abs().max() <= MAX_ERROR
+
+    def test_going_on_without_the_pruner_or_with_another_layer_is_refused(self, model: Any) -> None:
+        batch = _batch(model, 20, 7)
+        with torch.no_grad():
+            with _pruner()(model):
+                cache = model(**batch, use_cache=True).past_key_values
+            with pytest.raises(HeadRouterError, match="Go on inside"):
+                self.step(model, cache, batch["attention_mask"])
+            with _pruner()(model):
+                cache = model(**batch, use_cache=True).past_key_values
+            for layer in (1, 3):
+                with _pruner(layer=layer)(model), pytest.raises(HeadRouterError, match="layer=2"):
+                    self.step(model, cache, batch["attention_mask"])
+                with _pruner()(model):
+                    cache = model(**batch, use_cache=True).past_key_values
+
+    def test_a_cache_is_freed_at_once_and_copied_as_what_it_was(self, model: Any) -> None:
+        from transformers import DynamicCache
+
+        with torch.no_grad(), _pruner()(model):
+            cache = model(**_batch(model, 20, 7), use_cache=True).past_key_values
+        assert isinstance(cache, DynamicCache)
+        assert type(copy.deepcopy(cache)) is DynamicCache
+        again = pickle.loads(pickle.dumps(cache))
+        assert type(again) is DynamicCache
+        assert torch.equal(again.layers[3].keys, cache.layers[3].keys)
+        alive = weakref.ref(cache.layers[3])
+        gc.disable()
+        try:
+            del cache
+            assert alive() is None
+        finally:
+            gc.enable()
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="transformers' compiled masks need torch.compiler.is_exporting"
+)
 class TestCompiled:
     """Compiled code does not see hooks that came after it, so it runs uncompiled while a pruner is attached."""
 
@@ -202,6 +255,20 @@ class TestCompiled:
             assert not calls
         compiled(torch.ones(1, 2))
         assert calls
+
+    def test_two_pruners_that_do_not_nest(self, model: Any) -> None:
+        other = tiny.build(NAME, seed=1)
+        compiled, batch = torch.compile(other, backend="eager"), _batch(model, 20, 7)
+        with torch.no_grad():
+            compiled(**batch)
+            first, second = _pruner()(model), _pruner()(compiled)
+            first.__enter__()
+            report = second.__enter__()
+            first.__exit__(None, None, None)
+            compiled(**batch)
+            second.__exit__(None, None, None)
+        assert len(report.prefills) == 1
+        self.test_the_compiler_is_left_as_it_was(model)
 
 
 def test_a_scorer_that_fails_or_gives_the_wrong_shape(model: Any) -> None:

@@ -100,7 +100,11 @@ def core(name: str, model: nn.Module) -> Any:
 
 def layers(name: str, model: nn.Module) -> Any:
     """The decoder layers."""
-    return _walk(model, FAMILIES[name].layers)
+    path = FAMILIES[name].layers
+    try:
+        return _walk(model, path)
+    except AttributeError:  # older transformers: the Omni thinkers have no module between
+        return _walk(model, path.replace(".language_model", ""))
 
 
 def audio_token_id(name: str, model: nn.Module) -> int:

@@ -1,0 +1,154 @@
+"""What a cache must know when its layers from K on hold fewer keys than the others."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.pruning.compaction import Rows
+
+FORWARD: ContextVar[Any] = ContextVar("headrouter_forward", default=None)
+"""The forward that a pruner is at work in. A context variable, so that two threads on one hooked model do not meet;
+module-level, because a hooked model must survive deepcopy, which a ContextVar does not."""
+
+
+@dataclass
+class CompactKeys:
+    """Which positions the layers from K on hold keys of. Lives on the cache, so that it dies or is copied with it.
+
+    Attributes:
+        index: Long tensor ``[B, n]``: positions in the full sequence, of the tokens up to :attr:`length`.
+        valid: Bool tensor ``[B, n]``, or None where all are valid.
+        length: Length of the full sequence they stand for. All later tokens are held.
+        layer: The prune layer K.
+        current: Length of the full sequence by now, counted here because a static cache keeps it on the device.
+    """
+
+    index: Tensor
+    valid: Tensor | None
+    length: int
+    layer: int
+    current: int = 0
+
+    @classmethod
+    def empty(cls, batch: int, layer: int, device: torch.device) -> CompactKeys:
+        """No keys yet."""
+        return cls(torch.zeros(batch, 0, dtype=torch.long, device=device), None, 0, layer)
+
+    @classmethod
+    def of(cls, cache: Any) -> CompactKeys | None:
+        """The keys that a cache carries, or None."""
+        return getattr(cache, "_headrouter_keys", None)
+
+    def put_on(self, cache: Any) -> None:
+        """Lets a cache carry these keys, and take them along when its samples are reordered, repeated or selected."""
+        cache._headrouter_keys = self
+        if not isinstance(cache, PrunedCache):
+            # The class, not methods on the object: a cycle would keep gigabytes alive until it is collected.
+            cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
+
+    @staticmethod
+    def take_off(cache: Any) -> None:
+        """Leaves the cache as if it had never carried keys."""
+        if isinstance(cache, PrunedCache):
+            cache.__class__ = type(cache).__mro__[2]
+        if CompactKeys.of(cache) is not None:
+            del cache._headrouter_keys
+
+    def select(self, rows: Tensor) -> CompactKeys:
+        """The keys of other rows of the batch, ``[B']``."""
+        rows = rows.to(self.index.device)
+        return replace(self, index=self.index[rows], valid=None if self.valid is None else self.valid[rows])
+
+    def at(self, length: int) -> CompactKeys:
+        """The same keys, when the full sequence is ``length`` long.
+
+        Args:
+            length: At least the length pruned at, or less where the cache was cropped after it (assisted decoding).
+
+        Raises:
+            HeadRouterError: If the cache was cropped at a dropped token.
+        """
+        index, valid = self.index, self.valid
+        batch, tail = len(index), length - self.length
+        if tail < 0:
+            if -tail > index.shape[1] or not bool((index[:, tail] == length).all()):
+                raise HeadRouterError(
+                    f"The cache was cropped to {length} tokens, into the pruned audio, where its layers hold different "
+                    "tokens. Prefill the prompt again."
+                )
+            index, valid = index[:, :tail], None if valid is None else valid[:, :tail]
+        elif tail:
+            new = torch.arange(self.length, length, device=index.device).expand(batch, -1)
+            index = torch.cat((index, new), 1)
+            valid = None if valid is None else torch.cat((valid, torch.ones_like(new, dtype=torch.bool)), 1)
+        return replace(self, index=index, valid=valid, length=length)
+
+    def extend(self, rows: Rows, length: int) -> CompactKeys:
+        """Appends the rows of a forward over the positions from :attr:`length` to ``length``."""
+        new = rows.index + self.length
+        index = torch.cat((self.index.to(new.device), new), 1)
+        valid = None
+        if self.valid is not None or rows.valid is not None:
+            parts = [(self.index, self.valid), (rows.index, rows.valid)]
+            every = [torch.ones_like(i, dtype=torch.bool) if v is None else v for i, v in parts]
+            valid = torch.cat([part.to(new.device) for part in every], 1)
+        return replace(self, index=index, valid=valid, length=length)
+
+
+class PrunedCache:
+    """What a cache that carries keys becomes, over its own class, so that the keys follow what is done to it."""
+
+    _headrouter_keys: CompactKeys
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Stores keys, under a pruner only: without one, masks would not fit what the layers hold."""
+        layer, forward = self._headrouter_keys.layer, FORWARD.get()
+        if layer_idx >= layer and (forward is None or forward.engine.layer != layer):
+            raise HeadRouterError(
+                f"This cache was filled under a pruner with layer={layer}, which alone knows what its layers hold. Go on "
+                "inside the same `with pruner(model)`, or prefill again."
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)  # type: ignore[misc]
+
+    def reset(self) -> None:
+        """Empties the cache."""
+        super().reset()  # type: ignore[misc]
+        CompactKeys.take_off(self)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Takes the samples in another order."""
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._headrouter_keys = self._headrouter_keys.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps some of the samples."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._headrouter_keys = self._headrouter_keys.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every sample."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        keys = self._headrouter_keys
+        rows = torch.arange(len(keys.index), device=keys.index.device)
+        self._headrouter_keys = keys.select(rows.repeat_interleave(repeats))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Copied and pickled as the class that others know; the copy carries the keys along.
+        reduced = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        return (_new, (type(self).__mro__[2],), *reduced[2:])
+
+
+def _new(kind: Any) -> Any:
+    return kind.__new__(kind)
+
+
+@cache
+def _pruned_class(base: Any) -> Any:
+    return type(base.__name__, (PrunedCache, base), {"__module__": base.__module__})
