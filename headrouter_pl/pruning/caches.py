@@ -109,11 +109,12 @@ class PrunedCache:
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Stores keys, under a pruner only: without one, masks would not fit what the layers hold."""
-        layer, forward = self._headrouter_keys.layer, FORWARD.get()
-        if layer_idx >= layer and (forward is None or forward.engine.layer != layer):
+        layer = self._headrouter_keys.layer
+        # Code that is being compiled cannot read the variable.
+        if layer_idx >= layer and not torch.compiler.is_compiling() and _prune_layer_at_work() != layer:
             raise HeadRouterError(
-                f"This cache was filled under a pruner with layer={layer}, which alone knows what its layers hold. Go on "
-                "inside the same `with pruner(model)`, or prefill again."
+                f"This cache was filled under a pruner with layer={layer}, which alone knows what its layers hold. Go "
+                "on inside the same `with pruner(model)`, or prefill again."
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)  # type: ignore[misc]
 
@@ -140,13 +141,19 @@ class PrunedCache:
         self._headrouter_keys = keys.select(rows.repeat_interleave(repeats))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Copied and pickled as the class that others know; the copy carries the keys along.
+        # By its own class, which can be named; the other is made anew.
         reduced = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
         return (_new, (type(self).__mro__[2],), *reduced[2:])
 
 
 def _new(kind: Any) -> Any:
-    return kind.__new__(kind)
+    pruned = _pruned_class(kind)
+    return pruned.__new__(pruned)
+
+
+def _prune_layer_at_work() -> int | None:
+    forward = FORWARD.get()
+    return None if forward is None else cast(int, forward.engine.layer)
 
 
 @cache

@@ -52,7 +52,7 @@ class Forward:
         rows: Rows that go through the layers from K on; None where all do.
         held: Keys that these layers hold, this forward's included; None where nothing was ever dropped.
         full: Input of the layer at work, full-length.
-        masks: Masks made so far, by what they were made from.
+        masks: Masks made so far: from which, for sliding windows or not, and the result.
         total: Positions of the full sequence, this forward's included; known from layer K on.
         outer: The forward of another engine that this one runs in, if any.
     """
@@ -68,7 +68,7 @@ class Forward:
     rows: Rows | None = None
     held: CompactKeys | None = None
     full: Tensor | None = None
-    masks: dict[tuple[int, bool], Tensor | None] = field(default_factory=dict)
+    masks: list[tuple[Any, bool, Tensor | None]] = field(default_factory=list)
     total: int = 0
     outer: Forward | None = None
 
@@ -109,7 +109,11 @@ class PruningEngine:
         self.keep_tokens = keep_tokens
         self.report = report
         self.prompts = prompts
-        self.audio_mask = None if audio_mask is None else audio_mask.cpu()
+        if audio_mask is not None and (not isinstance(audio_mask, Tensor) or audio_mask.dim() != 2):
+            raise AudioMaskError(
+                f"audio_mask must be a bool tensor [B, L], got {getattr(audio_mask, 'shape', audio_mask)}."
+            )
+        self.audio_mask = None if audio_mask is None else audio_mask.bool().cpu()
         self.probed: tuple[int, ...] = ()
         if scorer.probe is not None:
             self.probed = (layer - 1,) if scorer.probe.layers is None else scorer.probe.layers
@@ -220,6 +224,8 @@ class PruningEngine:
         labels, positions, cache = given.get("labels"), given.get("position_ids"), given.get("past_key_values")
         if input_ids is None and self.audio_mask is None and CompactKeys.of(cache) is not None:
             return None, None  # a later turn of a conversation, without audio
+        if isinstance(positions, Tensor) and positions.dim() == 3:
+            positions = positions[0]  # multimodal rotary: one row an axis
         past = 0 if cache is None else int(cache.get_seq_length())
         ids, mask, labels, positions = _to_cpu(
             input_ids,
@@ -227,13 +233,6 @@ class PruningEngine:
             labels if labels is not None and _is_matrix(labels) and labels.shape[1] == length else None,
             positions if _is_matrix(positions) and given.get("attention_mask") is None else None,
         )
-        if given.get("cu_seq_lens_q") is not None or (
-            positions is not None and bool((positions.diff(dim=1) <= 0).any())
-        ):
-            raise HeadRouterError(
-                "The batch holds packed samples (position_ids start anew within a row), so that it cannot be told "
-                "whose question asks of whose audio. Turn packing off, and pad."
-            )
         audio_mask = find_audio(ids, self.handle.audio_token_id, self.audio_mask, type(self.handle.model).__name__)
         if audio_mask.shape[1] != length:
             raise AudioMaskError(f"audio_mask is {list(audio_mask.shape)}, the sequence has {length} positions.")
@@ -246,6 +245,7 @@ class PruningEngine:
         layout = TokenLayout.build(audio_mask, attention_mask=mask, labels=labels, prompt_length=prompt_length)
         if not bool(layout.seen.any()):
             return None, None
+        _refuse_unfit(given, positions)
         prompts = None
         if self.scorer.needs_prompts and self.prompts is not None and ids is not None:
             prompts = self.prompts.read(ids, layout)
@@ -296,6 +296,11 @@ class PruningEngine:
             return None
         query_index, query_mask = self._query_index(layout)
         heads = []
+        if not set(self.probed) <= forward.queries.keys() & forward.keys.keys():
+            raise HeadRouterError(
+                "The probe layers' projections were replaced since the pruner was attached (by merging or adding "
+                "adapters). Leave the pruner first, and attach it to the changed model."
+            )
         for layer in self.probed:
             query, key = forward.queries.pop(layer), forward.keys.pop(layer)
             device = query.device
@@ -416,8 +421,8 @@ class PruningEngine:
             layout.seen, counts, None, layout.audio_index, layout.audio_valid, self.layer, length, length,
             self._costs, hidden.dtype,
         )  # fmt: skip
-        self.report.prefills.append(record)
         if bool((counts == layout.seen).all()):
+            self.report.prefills.append(record)
             return None
         device = hidden.device
         inputs = ScoringInputs(layout.audio_valid.to(device), counts.to(device), prompts=forward.prompts)
@@ -431,13 +436,15 @@ class PruningEngine:
                     f"{type(self.scorer).__name__}.score returned {list(importance.shape)}, expected one score per "
                     f"audio token, {list(layout.audio_index.shape)}."
                 )
-            ranked = importance.masked_fill(layout.required.to(device), torch.inf)
+            # Not a number is no reason to keep a token; and no score stands above one whose output is read.
+            ranked = importance.float().nan_to_num(nan=-torch.inf).masked_fill(layout.required.to(device), torch.inf)
             kept = select_tokens(ranked, inputs.audio_mask, inputs.counts)
             audio_index = layout.audio_index.to(device)
             keep = (layout.valid & ~layout.audio_mask).to(device)
             keep = keep.scatter(1, audio_index, kept | keep.gather(1, audio_index))
             totals = layout.valid.sum(1) - layout.seen + counts
             rows = Rows.choose(keep, layout.valid.to(device), totals)
+        self.report.prefills.append(record)
         record.kept, record.importance, record.rows_kept = kept, importance, int(totals.max())
         record.selectivity, record.head_weights = inputs.selectivity, inputs.head_weights
         record.probabilities, record.families, record.types = inputs.probabilities, inputs.families, inputs.types
@@ -448,9 +455,9 @@ class PruningEngine:
     ) -> Tensor | None:
         sliding = self.handle.is_sliding(index)
         # Layers of one kind are given one mask object, and hold the same keys.
-        known = (id(mask), sliding)
-        if known in forward.masks:
-            return forward.masks[known]
+        for given, kind, made in forward.masks:
+            if given is mask and kind == sliding:
+                return made
         if mask is not None and not isinstance(mask, Tensor):
             raise UnsupportedModelError(
                 f"The layers are given a {type(mask).__name__} as attention mask. Load the model with "
@@ -466,7 +473,7 @@ class PruningEngine:
         key_length, key_offset = num_queries, 0
         if cache is not None:
             key_length, key_offset = _mask_sizes(cache, num_queries, self.handle.attention(index).layer_idx)
-        forward.masks[known] = compact_mask(
+        made = compact_mask(
             mask,
             rows=forward.rows,
             keys=forward.held.at(forward.total),
@@ -476,7 +483,8 @@ class PruningEngine:
             flash=flash,
             dtype=dtype,
         )
-        return forward.masks[known]
+        forward.masks.append((mask, sliding, made))
+        return made
 
     def _is_flash(self, index: int) -> bool:
         return "flash" in str(getattr(self.handle.attention(index).config, "_attn_implementation", ""))
@@ -546,10 +554,29 @@ def _unpadded(mask: Any, length: int, past: int) -> Tensor | None:
     if not isinstance(mask, Tensor):
         return None
     if mask.dim() == 2:
-        return mask[:, -length:]
+        return mask[:, -length:] if mask.shape[1] >= length else None
     # Every token sees itself, but padding.
     own = mask[:, 0].diagonal(past, dim1=1, dim2=2)
     return own if mask.dtype == torch.bool else own == 0
+
+
+def _refuse_unfit(given: Mapping[str, Any], positions: Tensor | None) -> None:
+    """Refuses forwards with audio in which dropping tokens would go wrong.
+
+    Args:
+        given: Arguments of the forward.
+        positions: Position ids ``[B, L]`` of a forward without a mask, or None.
+    """
+    if given.get("output_router_logits"):
+        raise HeadRouterError(
+            "The load-balancing loss of mixture layers expects as many tokens in every layer. Prune without "
+            "output_router_logits."
+        )
+    if given.get("cu_seq_lens_q") is not None or (positions is not None and bool((positions.diff(dim=1) <= 0).any())):
+        raise HeadRouterError(
+            "The batch holds packed samples (position_ids start anew within a row), so that it cannot be told whose "
+            "question asks of whose audio. Turn packing off, and pad."
+        )
 
 
 def _is_matrix(value: Any) -> bool:
@@ -586,6 +613,10 @@ def _mask_sizes(cache: Any, num_queries: int, layer_index: int) -> tuple[int, in
         torch.arange(num_queries) if by_position else num_queries, layer_index
     )
     return sizes
+
+
+# Pickled by its name on the model, which then finds the model's own.
+_generate.__name__ = "generate"
 
 
 def _parameter_names(module: nn.Module, wanted: str) -> list[str]:

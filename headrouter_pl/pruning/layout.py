@@ -24,7 +24,7 @@ class TokenLayout:
         query_valid: Bool tensor ``[B, Q]``.
         prompt_mask: Bool tensor ``[B, L]``: the prompt's text, without answers and drafts.
         required: Bool tensor ``[B, N]``: audio tokens that are never dropped, because the output at them is read: the
-            last token of a sample, from which generation starts, and one before a token that is trained on.
+            last token of a prompt, from which generation starts, and one before a token that is trained on.
     """
 
     audio_mask: Tensor
@@ -75,16 +75,17 @@ class TokenLayout:
         if prompt_length is not None:
             prompt &= position < prompt_length
         audio_index, audio_valid = _positions(audio_mask)
-        read = position == torch.where(valid, position, -1).amax(1, keepdim=True)
-        if labels is not None:
-            read |= torch.nn.functional.pad(labels[:, 1:] != ignore_index, (0, 1))
-        required = (read & audio_mask).gather(1, audio_index)
         last_audio = torch.where(audio_mask, position, -1).amax(1, keepdim=True)
         queries = prompt & (position > last_audio)
         # The last token of the prompt; of the sample where every token is an answer.
         last = torch.where(prompt, position, -1).amax(1, keepdim=True)
         last = torch.where(last < 0, torch.where(valid, position, -1).amax(1, keepdim=True), last)
         queries |= ~queries.any(1, keepdim=True) & (position == last)
+        # Outputs are read at the end of the prompt, at the end of the sequence, and before text that is trained on.
+        read = (position == last) | (position == torch.where(valid, position, -1).amax(1, keepdim=True))
+        if labels is not None:
+            read |= torch.nn.functional.pad((labels != ignore_index)[:, 1:] & ~audio_mask[:, 1:], (0, 1))
+        required = (read & audio_mask).gather(1, audio_index)
         query_index, query_valid = _positions(queries)
         return cls(
             audio_mask, valid, audio_index, audio_valid, query_index, query_valid, prompt & ~audio_mask, required
@@ -114,7 +115,7 @@ def find_audio(input_ids: Tensor | None, audio_token_id: int | None, audio_mask:
     Raises:
         AudioMaskError: If neither says where the audio is.
     """
-    if audio_mask is not None and (input_ids is None or audio_mask.shape == input_ids.shape):
+    if audio_mask is not None and (input_ids is None or audio_mask.shape[1] == input_ids.shape[1]):
         return audio_mask.bool()
     if input_ids is None:
         raise AudioMaskError(

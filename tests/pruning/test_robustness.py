@@ -56,6 +56,20 @@ def test_a_prompt_that_ends_in_audio(model: Any, seed: int) -> None:
     assert (first - _reference(model, batch, report).logits[:, -1]).abs().max() <= MAX_ERROR
 
 
+@pytest.mark.parametrize("clips", [[20, 7], [20]])
+def test_a_prompt_that_ends_in_audio_without_a_cache(model: Any, clips: list[int]) -> None:
+    batch = _batch(model, *clips, text_after=0)
+    settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+    with torch.no_grad(), _pruner(scorer="stride")(model) as report:
+        cached = model.generate(**batch, **settings)
+        kept = [sample.kept.tolist() for sample in report.samples]
+        report.clear()
+        uncached = model.generate(**batch, **settings, use_cache=False)
+    assert torch.equal(cached, uncached)
+    for step in report.prefills:
+        assert [sample.kept.tolist() for sample in step.samples] == kept
+
+
 def test_a_label_right_after_the_audio(model: Any) -> None:
     batch = _batch(model, 20, 7)
     audio = tiny.audio_mask(NAME, model, batch["input_ids"])
@@ -97,13 +111,15 @@ class TestCaches:
         return logits[:, -1]
 
     @pytest.mark.parametrize("order", [[1, 0], [1, 1], [0, 0, 1, 1], [1]])
-    def test_samples_chosen_anew(self, model: Any, order: list[int]) -> None:
+    @pytest.mark.parametrize("copied", [False, True])
+    def test_samples_chosen_anew(self, model: Any, order: list[int], copied: bool) -> None:
         batch = _batch(model, 20, 7)
         index = torch.tensor(order)
         with torch.no_grad(), _pruner()(model):
             cache = model(**batch, use_cache=True).past_key_values
             expected = self.step(model, cache, batch["attention_mask"])[index]
             cache = model(**batch, use_cache=True).past_key_values
+            cache = copy.deepcopy(cache) if copied else cache
             if len(order) == 2:
                 cache.reorder_cache(index)
             else:
@@ -180,7 +196,7 @@ class TestCaches:
         with torch.no_grad():
             with _pruner()(model):
                 cache = model(**batch, use_cache=True).past_key_values
-            with pytest.raises(HeadRouterError, match="Go on inside"):
+            with pytest.raises(HeadRouterError, match="inside the same"):
                 self.step(model, cache, batch["attention_mask"])
             with _pruner()(model):
                 cache = model(**batch, use_cache=True).past_key_values
@@ -196,10 +212,9 @@ class TestCaches:
         with torch.no_grad(), _pruner()(model):
             cache = model(**_batch(model, 20, 7), use_cache=True).past_key_values
         assert isinstance(cache, DynamicCache)
-        assert type(copy.deepcopy(cache)) is DynamicCache
-        again = pickle.loads(pickle.dumps(cache))
-        assert type(again) is DynamicCache
-        assert torch.equal(again.layers[3].keys, cache.layers[3].keys)
+        for again in (copy.deepcopy(cache), copy.copy(cache), pickle.loads(pickle.dumps(cache))):
+            assert type(again) is type(cache)
+            assert torch.equal(again.layers[3].keys, cache.layers[3].keys)
         alive = weakref.ref(cache.layers[3])
         gc.disable()
         try:
@@ -269,6 +284,67 @@ class TestCompiled:
             second.__exit__(None, None, None)
         assert len(report.prefills) == 1
         self.test_the_compiler_is_left_as_it_was(model)
+
+
+def test_masks_that_differ_between_layers(model: Any) -> None:
+    """Made on the fly and gone after their layer: the next may have the same address."""
+    batch = _batch(model, 20, 7)
+    length = batch["input_ids"].shape[1]
+
+    def narrow(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        window = 6 + 4 * module.self_attn.layer_idx
+        near = torch.ones(length, length, dtype=torch.bool).triu(-window)
+        return args, {**kwargs, "attention_mask": kwargs["attention_mask"] & near}
+
+    layers = find_lalm(model).layers
+    hooks = [layer.register_forward_pre_hook(narrow, with_kwargs=True) for layer in layers]
+    with torch.no_grad(), _pruner()(model) as report:
+        logits = model(**batch).logits
+    expected = _reference(model, batch, report).logits
+    for hook in hooks:
+        hook.remove()
+    dropped = dropped_from(report, tiny.audio_mask(NAME, model, batch["input_ids"]))
+    kept = batch["attention_mask"].bool() & ~dropped
+    assert (logits - expected)[kept].abs().max() <= MAX_ERROR
+
+
+def test_scores_that_are_not_numbers(model: Any) -> None:
+    """They keep nothing they should not, and never cost the token that generation starts from."""
+    from headrouter_pl.scorers import Scorer, ScoringInputs
+
+    class Half(Scorer):
+        def score(self, inputs: ScoringInputs) -> Tensor:
+            scores = torch.arange(inputs.audio_mask.shape[1]).expand(inputs.audio_mask.shape).double()
+            return scores.masked_fill(scores % 2 == 1, torch.nan)
+
+    batch = _batch(model, 20, text_after=0)
+    first = int(tiny.audio_mask(NAME, model, batch["input_ids"])[0].nonzero()[0])
+    with torch.no_grad(), _pruner(scorer=Half(), keep_tokens=4, keep_ratio=None)(model) as report:
+        model(**batch)
+    assert (report.samples[0].kept - first).tolist() == [14, 16, 18, 19]
+
+
+def test_labels_that_do_not_spare_the_audio(model: Any) -> None:
+    batch = _batch(model, 20, 7)
+    with torch.no_grad(), _pruner()(model) as report:
+        model(**batch, labels=batch["input_ids"])
+    assert [len(sample.kept) for sample in report.samples] == [8, 3]
+
+
+def test_adapters_merged_under_the_pruner(model: Any) -> None:
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(tiny.build(NAME), peft.LoraConfig(target_modules=["q_proj", "k_proj"]))
+    with torch.no_grad(), _pruner(scorer="fastv")(adapted):
+        merged = adapted.merge_and_unload()
+        with pytest.raises(HeadRouterError, match="Leave the pruner first"):
+            merged(**_batch(model, 20))
+
+
+def test_router_logits_are_refused() -> None:
+    model = tiny.build("qwen3_omni_moe_thinker")
+    batch = tiny.inputs("qwen3_omni_moe_thinker", model, [[20]])
+    with torch.no_grad(), _pruner()(model), pytest.raises(HeadRouterError, match="output_router_logits"):
+        model(**batch, output_router_logits=True)
 
 
 def test_a_scorer_that_fails_or_gives_the_wrong_shape(model: Any) -> None:
