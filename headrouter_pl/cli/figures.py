@@ -61,11 +61,11 @@ def draw_sample(samples: np.ndarray, sampling_rate: int, report: SampleReport, a
     top.imshow(dim, aspect="auto", extent=(0, seconds, 0, len(mel)), interpolation="nearest")
     route = ", ".join(f"{name} {value:.2f}" for name, value in report.route.items())
     top.set_title(f"{int(kept.sum())} of {report.seen} audio tokens kept" + (f"  ·  route: {route}" if route else ""))
-    top.set_ylabel("mel band")
+    top.set_ylabel("mel band (dropped: pale)")
     times = (np.arange(report.seen) + 0.5) * token
     if report.importance is not None:
         importance = report.importance.numpy()
-        middle.plot(times, importance, color="0.6", linewidth=0.8, label="dropped")
+        middle.plot(times, importance, color="0.6", linewidth=0.8, label="all tokens")
         middle.plot(times[kept], importance[kept], ".", color="C3", markersize=3, label="kept")
         middle.set_yscale("log")
         middle.legend(loc="upper right", fontsize=8)
@@ -78,7 +78,7 @@ def draw_sample(samples: np.ndarray, sampling_rate: int, report: SampleReport, a
         if report.selectivity is not None:
             bottom.bar(heads + 0.2, report.selectivity.numpy(), width=0.4, color="C1", label="selectivity")
         bottom.set_xticks(heads)
-        bottom.legend(loc="upper right", fontsize=8)
+        bottom.legend(loc="upper right", fontsize=8, ncols=2)
     bottom.set_xlabel("head of the probe layer")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
