@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from headrouter_pl import AudioTokenPruner, HeadProfile, HeadRouterCallback, PromptRouter
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError, UnsupportedModelError
+from headrouter_pl.pruning import caches as pruning_caches
 from headrouter_pl.pruning import engine as pruning_engine
 from headrouter_pl.routers import SelectivityRouter
 from headrouter_pl.scorers import FastVScorer, HeadRouterScorer, StrideScorer
@@ -193,7 +194,7 @@ def traces(model: nn.Module) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _no_forward_left() -> Iterator[None]:
     yield
-    assert pruning_engine._FORWARD.get() is None
+    assert pruning_caches.FORWARD.get() is None
     assert pruning_engine._PROMPT_LENGTH.get() is None
 
 
@@ -533,7 +534,7 @@ class TestExceptions:
         assert len(during) == 1
         assert during[0] != before
         assert traces(module.model) == before
-        assert pruning_engine._FORWARD.get() is None
+        assert pruning_caches.FORWARD.get() is None
 
         # Callback and module work on.
         hook.remove()
