@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,9 +15,15 @@ from headrouter_pl.routers.base import Router
 from headrouter_pl.routers.prompt import PromptRouter
 from headrouter_pl.routers.selectivity import SelectivityRouter
 
+UNCERTAIN = 0.5
+"""A prompt whose likeliest type has less than this probability cannot be routed by its words."""
+
 
 class PromptPrior(Router):
     """Routing by a text classifier on the prompt.
+
+    Warns once of a prompt that it cannot route, where that matters: with head weights per type, and no centroids by which
+    the audio could decide.
 
     Args:
         classifier: A fitted :class:`PromptRouter`; the shipped one if None.
@@ -29,6 +36,7 @@ class PromptPrior(Router):
         self.classifier = classifier
         self.cache_size = cache_size
         self._probabilities = lru_cache(cache_size)(self._classify)
+        self._warned = False
 
     def _classify(self, prompt: str) -> tuple[dict[str, float], dict[str, float]]:
         if self.classifier is None:
@@ -56,7 +64,21 @@ class PromptPrior(Router):
                     f"The prompt router knows the types {sorted(types)}, profile {profile.name!r} has "
                     f"{list(profile.types)}. Fit PromptRouter on prompts labelled with the profile's types."
                 )
+        if profile.weights is not None and profile.centroids is None:
+            self._warn_if_uncertain(profile, prompts, rows)
         return torch.tensor(rows, dtype=selectivity.dtype).log().to(selectivity.device)
+
+    def _warn_if_uncertain(self, profile: HeadProfile, prompts: Sequence[str], rows: list[list[float]]) -> None:
+        for prompt, row in zip(prompts, rows, strict=True):
+            if max(row) < UNCERTAIN and not self._warned:
+                self._warned = True
+                shares = ", ".join(f"{name} {value:.2f}" for name, value in zip(profile.types, row, strict=True))
+                warnings.warn(
+                    f"Routing is too uncertain to trust for the prompt {prompt!r} ({shares}): head weights of all types are "
+                    "mixed. Fit PromptRouter on prompts like yours, or take a profile with centroids.",
+                    UserWarning,
+                    stacklevel=2,
+                )
 
     # For copies and pickles: the remembered probabilities can be neither.
     def __reduce__(self) -> tuple[type[PromptPrior], tuple[PromptRouter | None, int]]:

@@ -163,7 +163,10 @@ def test_beams(name: str) -> None:
 def test_sampling_several_sequences(name: str) -> None:
     if name == "vibevoice_asr":
         pytest.skip("its encoder draws from the same generator at every uncached step, so the reference samples others")
-    _single_clips(name).compare_generate(every=2, num_return_sequences=2, do_sample=True, max_new_tokens=5)
+    case = _single_clips(name)
+    # A sampled placeholder would be taken for audio by the reference, which reads its own output again.
+    special = [i for i in range(case.core.get_output_embeddings().weight.shape[0]) if not 8 <= i < 96]
+    case.compare_generate(every=2, num_return_sequences=2, do_sample=True, max_new_tokens=5, suppress_tokens=special)
 
 
 def test_prompt_lookup(name: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -262,3 +264,26 @@ def test_rows_sum_to_one_on_the_profile_s_device_and_dtype() -> None:
         route = get_router(name).route(profile_of(), PROMPTS, some_selectivity().double())
         assert route.dtype == torch.float64
         torch.testing.assert_close(route.sum(1), torch.ones(3, dtype=torch.float64))
+
+
+# Uncertain prompts
+
+
+@pytest.mark.parametrize("router", [PromptPrior, JointRouter])
+def test_an_uncertain_prompt_is_warned_of_once(router: type[Router]) -> None:
+    classifier = FakeClassifier({"x": {"voice": 0.4, "semantic": 0.35, "sound": 0.25}, **ANSWERS})
+    prior = PromptPrior(classifier)
+    routed = prior if router is PromptPrior else JointRouter(prior)
+    weighted = HeadProfile("w", types=TYPES, weights=torch.full((3, HEADS), 1 / HEADS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Sure prompts, profiles whose weights do not depend on the route, and audio that can decide.
+        routed.route(weighted, ["a", "b", "c"], some_selectivity())
+        routed.route(HeadProfile("uniform"), ["x"], some_selectivity(1))
+        both = dataclasses.replace(weighted, centroids=torch.rand(3, HEADS))
+        routed.route(both, ["x"], some_selectivity(1))
+    with pytest.warns(UserWarning, match=r"too uncertain to trust for the prompt 'x' \(semantic 0\.35"):
+        routed.route(weighted, ["a", "x"], some_selectivity(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        routed.route(weighted, ["x"], some_selectivity(1))
