@@ -22,8 +22,8 @@ UNCERTAIN = 0.5
 class PromptPrior(Router):
     """Routing by a text classifier on the prompt.
 
-    Warns once of a prompt that it cannot route, where that matters: with head weights per type, and no centroids by which
-    the audio could decide.
+    Warns once of a prompt that it cannot route, where that matters: with head weights per type, and no centroids by
+    which the audio could decide.
 
     Args:
         classifier: A fitted :class:`PromptRouter`; the shipped one if None.
@@ -74,8 +74,8 @@ class PromptPrior(Router):
                 self._warned = True
                 shares = ", ".join(f"{name} {value:.2f}" for name, value in zip(profile.types, row, strict=True))
                 warnings.warn(
-                    f"Routing is too uncertain to trust for the prompt {prompt!r} ({shares}): head weights of all types are "
-                    "mixed. Fit PromptRouter on prompts like yours, or take a profile with centroids.",
+                    f"Routing is too uncertain to trust for the prompt {prompt!r} ({shares}): head weights of all "
+                    "types are mixed. Fit PromptRouter on prompts like yours, or take a profile with centroids.",
                     UserWarning,
                     stacklevel=2,
                 )
