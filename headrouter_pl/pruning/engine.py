@@ -401,8 +401,6 @@ class PruningEngine:
                 forward.held.put_on(cache)
         if forward.held is not None:
             forward.held.current = forward.total
-            if forward.rows is None:
-                forward.held.put_on(cache)  # a copied cache is of its plain class
 
     def _choose(self, forward: Forward, hidden: Tensor) -> Rows | None:
         """Scores the audio tokens and lays out the rows to keep; records what was done."""
