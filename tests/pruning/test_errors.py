@@ -152,12 +152,13 @@ def test_no_tokenizer_is_warned_of_once(model: Any) -> None:
             pass
 
 
-def test_nothing_to_prune_passes_through(model: Any, batch: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_nothing_to_prune_passes_through(model: Any, use_cache: bool) -> None:
     text = {"input_ids": torch.randint(8, 90, (2, 10)), "attention_mask": torch.ones(2, 10, dtype=torch.long)}
     one = tiny.inputs("audioflamingo3", model, [[1]])
     with torch.no_grad():
         for inputs in (text, one):
-            expected = model(**inputs).logits
+            expected = model(**inputs, use_cache=use_cache).logits
             with AudioTokenPruner(0.5, scorer="stride")(model) as report:
-                assert torch.equal(model(**inputs).logits, expected)
+                assert torch.equal(model(**inputs, use_cache=use_cache).logits, expected)
             assert [len(sample.kept) for sample in report.samples] == [sample.seen for sample in report.samples]
