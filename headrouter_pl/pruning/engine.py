@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,8 @@ from headrouter_pl.pruning.prompts import PromptReader
 from headrouter_pl.pruning.report import PrefillRecord, PruningReport
 from headrouter_pl.scorers import Scorer, ScoringInputs
 
-# Arguments of a decoder layer that hold one entry per position: [.., L, d] and [.., L].
+# Arguments of a decoder layer, beside the hidden states, that hold one row per position: [.., L, d].
 STATES = ("per_layer_input", "position_embeddings")
-IDS = ("position_ids",)
 
 
 @dataclass(eq=False)
@@ -230,7 +229,7 @@ class PruningEngine:
         ids, mask, labels, positions = _to_cpu(
             input_ids,
             _unpadded(given.get("attention_mask"), length, past),
-            labels if labels is not None and _is_matrix(labels) and labels.shape[1] == length else None,
+            labels if _is_matrix(labels) and labels.shape[1] == length else None,
             positions if _is_matrix(positions) and given.get("attention_mask") is None else None,
         )
         audio_mask = find_audio(ids, self.handle.audio_token_id, self.audio_mask, type(self.handle.model).__name__)
@@ -359,10 +358,9 @@ class PruningEngine:
             for name in STATES:
                 if (value := given.get(name)) is not None:
                     given[name] = tuple(map(rows.gather, value)) if isinstance(value, tuple) else rows.gather(value)
-            for name in IDS:
-                if (value := given.get(name)) is not None:
-                    # Rotary is in position_embeddings already; flash attention would take gaps for packed samples.
-                    given[name] = None if self._is_flash(index) else rows.gather_ids(value)
+            if (ids := given.get("position_ids")) is not None:
+                # Rotary is in position_embeddings already; flash attention would take gaps for packed samples.
+                given["position_ids"] = None if self._is_flash(index) else rows.gather_ids(ids)
         return (given.pop("hidden_states"),), given
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -577,7 +575,7 @@ def _refuse_unfit(given: Mapping[str, Any], positions: Tensor | None) -> None:
         )
 
 
-def _is_matrix(value: Any) -> bool:
+def _is_matrix(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() == 2
 
 

@@ -17,7 +17,7 @@ class Task:
     Attributes:
         name: Its key in :data:`headrouter_pl.tasks.TASKS`.
         type: ``"semantic"``, ``"voice"`` or ``"sound"``.
-        prompt: Asked where a sample brings no prompt of its own.
+        prompt: A prompt that asks for it.
         parse: Reads the answer out of generated text; None where there is none, which counts as wrong.
         metric: Makes the metric, whose ``update(predictions, targets)`` takes two lists of strings.
         max_new_tokens: Enough for an answer.

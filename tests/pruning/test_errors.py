@@ -21,16 +21,6 @@ from headrouter_pl.errors import (
 )
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny.build("audioflamingo3")
-
-
-@pytest.fixture(scope="module")
-def batch(model: Any) -> dict[str, torch.Tensor]:
-    return tiny.inputs("audioflamingo3", model, [[20], [9]])
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

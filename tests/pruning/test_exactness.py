@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_logits(name: str, attn: str, batch: str) -> None:
 
 @pytest.mark.parametrize("scorer", ["headrouter", "fastv", "fastv-norope", "stride"])
 def test_logits_with_scorers_that_probe(name: str, scorer: str) -> None:
-    with pytest.warns(UserWarning, match="No tokenizer") if scorer == "headrouter" else _no_warning():
+    with pytest.warns(UserWarning, match="No tokenizer") if scorer == "headrouter" else nullcontext():
         Case(name).compare_logits(scorer=scorer)
 
 
@@ -276,7 +277,7 @@ def test_lora(name: str, state: str) -> None:
     case = Wrapped()
     with torch.no_grad():
         plain = model(**batch).logits
-        with model.disable_adapter() if state == "disabled" else _no_warning():
+        with model.disable_adapter() if state == "disabled" else nullcontext():
             assert torch.equal(model(**batch).logits, plain) == (state != "disabled")
             case.compare_logits(scorer="fastv")
             if state == "active":
@@ -421,9 +422,3 @@ class _Texts:
 
     def batch_decode(self, sequences: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
         return ["Transcribe the speech."] * len(sequences)
-
-
-class _no_warning:  # noqa: N801 (stands where pytest.warns stands)
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *exception: object) -> None: ...

@@ -21,11 +21,6 @@ MAX_ERROR = 1e-5
 NAME = "audioflamingo3"
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny.build(NAME)
-
-
 def _batch(model: Any, *clips: int, **settings: Any) -> dict[str, Tensor]:
     return tiny.inputs(NAME, model, [[clip] for clip in clips], **settings)
 

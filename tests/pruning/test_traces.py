@@ -27,16 +27,6 @@ def _state(model: nn.Module) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny.build("audioflamingo3")
-
-
-@pytest.fixture(scope="module")
-def batch(model: Any) -> dict[str, torch.Tensor]:
-    return tiny.inputs("audioflamingo3", model, [[20], [9]])
-
-
 def _pruner(**settings: Any) -> AudioTokenPruner:
     return AudioTokenPruner(**{"keep_ratio": 0.4, "scorer": "fastv", **settings})
 
