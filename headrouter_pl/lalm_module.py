@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import find_lalm
+from headrouter_pl.models.encoded import EncodedAudio
 from headrouter_pl.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -21,20 +22,34 @@ Batch = Mapping[str, Any]
 """``inputs``: what the model takes; ``answers`` and ``keys``: lists of strings. Training batches have ``labels`` in
 ``inputs``."""
 
+_PROJECTOR = "multi_modal_projector"
+# Families whose loss is computed from the answers' logits alone. Their forward gives its keyword arguments to the loss.
+_ANSWER_LOGITS = ("audioflamingo3", "musicflamingo")
+
 
 class LALMModule(L.LightningModule):
     """Validates, tests, predicts and LoRA-tunes an audio language model.
 
     Args:
-        model: A supported model, or the name or local path of a checkpoint.
+        model: A supported model, or the name or local path of a checkpoint, or ``"pocket"`` for the pocket model.
         processor: Its processor; loaded from the same place if ``model`` is a name.
         task: A name of :data:`headrouter_pl.tasks.TASKS`, or a task: how answers are read and scored.
         lora: A peft config; the model is wrapped with it and its other weights are frozen.
         generate: Settings of ``model.generate``; greedy, with the task's ``max_new_tokens``, by default.
+        train_projector: Whether ``multi_modal_projector`` trains too, under ``lora``; in float32, as LoRA's weights do.
+        encoded_audio: Whether batches hold outputs of the encoder rather than mel features; the encoder is taken out of
+            the model, see :class:`headrouter_pl.models.encoded.EncodedAudio`.
         learning_rate: Of AdamW, for the weights that train.
+        projector_learning_rate: Of AdamW, for the projector; ``learning_rate`` if None.
+        lr_schedule: ``"constant"``, or ``"cosine"`` down to zero at the last step.
+        warmup_steps: Steps in which the rate rises from zero.
+        betas: Of AdamW.
         weight_decay: Of AdamW.
-        dtype: Of the loaded weights, e.g. ``"bfloat16"``; for a name only.
+        dtype: Of the loaded weights, e.g. ``"bfloat16"``; for a name only. With ``lora``, bfloat16 weights and the
+            trainer's ``precision="bf16-mixed"`` spare casting the frozen weights in each step.
         attn_implementation: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``; for a name only.
+
+    With ``lora``, checkpoints hold the weights that train, and no others.
     """
 
     def __init__(
@@ -45,7 +60,13 @@ class LALMModule(L.LightningModule):
         task: str | Task = "transcription",
         lora: PeftConfig | None = None,
         generate: Mapping[str, Any] | None = None,
+        train_projector: bool = False,
+        encoded_audio: bool = False,
         learning_rate: float = 1e-4,
+        projector_learning_rate: float | None = None,
+        lr_schedule: Literal["constant", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         dtype: str | None = None,
         attn_implementation: str = "sdpa",
@@ -55,12 +76,19 @@ class LALMModule(L.LightningModule):
             model, processor = _load(model, processor, dtype, attn_implementation)
         if processor is None:
             raise HeadRouterError("Pass the model's processor, or the name of a checkpoint that has one.")
-        find_lalm(model)  # refused here rather than in the middle of a run
+        family = find_lalm(model).family  # refused here rather than in the middle of a run
+        self._answer_logits = family.model_type in _ANSWER_LOGITS
         if lora is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, lora)
         self.model: nn.Module = model
+        if train_projector:
+            if lora is None:
+                raise HeadRouterError("train_projector is for lora; without lora, the projector trains with all else.")
+            self._unfreeze_projector()
+        self.encoded_audio = EncodedAudio(model) if encoded_audio else None
+        self.strict_loading = False  # of checkpoints without frozen weights; on_load_checkpoint checks the others
         self.processor = processor
         self.task = get_task(task)
         self.generate_settings = {
@@ -69,6 +97,10 @@ class LALMModule(L.LightningModule):
             **dict(generate or {}),
         }
         self.learning_rate = learning_rate
+        self.projector_learning_rate = learning_rate if projector_learning_rate is None else projector_learning_rate
+        self.lr_schedule = lr_schedule
+        self.warmup_steps = warmup_steps
+        self.betas = betas
         self.weight_decay = weight_decay
         self.metrics = nn.ModuleDict({stage: self.task.metric() for stage in ("val", "test")})
 
@@ -81,9 +113,20 @@ class LALMModule(L.LightningModule):
         inputs = self._to_model_dtype(batch["inputs"])
         if "labels" not in inputs:
             raise HeadRouterError("A training batch needs inputs['labels']; AudioPromptDataModule makes them for fit.")
-        loss = self.model(**inputs, use_cache=False).loss
+        loss = self._answer_loss(inputs) if self._answer_logits else self.model(**inputs, use_cache=False).loss
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["keys"]))
         return loss
+
+    def _answer_loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The stock loss, without logits of the tokens that have no label: nearly all, with audio."""
+        following = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
+        answers = following != -100
+        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        hook = head.register_forward_pre_hook(lambda _, args: (args[0][answers], *args[1:]))
+        try:
+            return self.model(**inputs, use_cache=False, shift_labels=following[answers]).loss
+        finally:
+            hook.remove()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
         """Generates and scores answers; returns them as ``texts``."""
@@ -123,10 +166,77 @@ class LALMModule(L.LightningModule):
         parsed = self.task.parse(answer)
         return answer if parsed is None else parsed
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over the weights that train."""
-        weights = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=self.weight_decay)
+    def on_fit_start(self) -> None:
+        """Puts the model into training mode, for dropout; it was loaded in evaluation mode, which Lightning keeps."""
+        self.model.train()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the weights that train, with the schedule."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                rate = self.projector_learning_rate if _PROJECTOR in name else self.learning_rate
+                groups.setdefault(rate, []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": weights, "lr": rate} for rate, weights in groups.items()],
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+        )
+        if self.lr_schedule == "constant" and not self.warmup_steps:
+            return optimizer
+        from transformers import get_scheduler
+
+        name, steps = "constant_with_warmup", None
+        if self.lr_schedule == "cosine":
+            if self.trainer.estimated_stepping_batches == float("inf"):
+                raise HeadRouterError("A cosine schedule must know its last step: set the trainer's max_steps.")
+            name, steps = "cosine", int(self.trainer.estimated_stepping_batches)
+        schedule = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Drops what LoRA leaves as it was, and notes how the weights that train were made."""
+        if hasattr(self.model, "peft_config"):
+            checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in self._trained()}
+        checkpoint["headrouter_lora"] = self._lora_settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that does not fill the weights that train.
+
+        Raises:
+            HeadRouterError: It names what differs.
+        """
+        saved, ours = checkpoint["state_dict"], dict(self.state_dict())
+        wrong = [f"{name} is missing" for name in self._trained() if name not in saved]
+        for name, value in saved.items():
+            if name not in ours:
+                # The encoder may be out of the model, and whole checkpoints are taken.
+                wrong += [] if self.encoded_audio and ".audio_tower." in name else [f"{name} is not in this module"]
+            elif value.shape != ours[name].shape:
+                wrong.append(f"{name} is {list(value.shape)}, not {list(ours[name].shape)}")
+        was, now = checkpoint.get("headrouter_lora", {}), self._lora_settings()
+        wrong += [f"LoRA's {key} was {was[key]}, not {now.get(key)}" for key in was if was[key] != now.get(key)]
+        if wrong:
+            more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise HeadRouterError(f"The checkpoint is of another recipe: {'; '.join(wrong[:5])}{more}.")
+
+    def _trained(self) -> list[str]:
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _lora_settings(self) -> dict[str, Any]:
+        """What decides, beside the weights, what an adapter does."""
+        config = getattr(self.model, "peft_config", {}).get("default")
+        names = ("r", "lora_alpha", "use_rslora", "use_dora")
+        return {name: getattr(config, name) for name in names if hasattr(config, name)}
+
+    def _unfreeze_projector(self) -> None:
+        found = [module for name, module in self.model.named_modules() if name.split(".")[-1] == _PROJECTOR]
+        if not found:
+            raise HeadRouterError(f"{type(self.model).__name__} has no {_PROJECTOR!r} to train.")
+        for projector in found:
+            projector.float().requires_grad_(True)
+            # The encoder's outputs may be in half precision, and outside of autocast nothing else would cast them.
+            projector.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
 
 
 def _load(
@@ -134,6 +244,13 @@ def _load(
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     import transformers
 
+    if name == "pocket":
+        from headrouter_pl.models.pocket import load_pocket
+
+        pocket, its_processor = load_pocket(
+            dtype=getattr(torch, dtype or "float32"), attn_implementation=attn_implementation
+        )
+        return pocket, processor or its_processor
     config = transformers.AutoConfig.from_pretrained(name)
     architectures: Sequence[str] = config.architectures or ()
     known = [

@@ -11,12 +11,14 @@ import pytest
 import tiny
 import torch
 import transformers
+from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from headrouter_pl import AudioTokenPruner, HeadRouterCallback, HeadRouterError, LALMModule
 from headrouter_pl.errors import UnknownNameError, UnsupportedModelError
+from headrouter_pl.models.encoded import encode_windows, encoded_audio
 
 torch.set_num_threads(1)
 
@@ -194,6 +196,167 @@ class TestFit:
     def test_labels_are_needed(self) -> None:
         with pytest.raises(HeadRouterError, match=r"inputs\['labels'\]; AudioPromptDataModule makes them"):
             self.losses(make(), data())
+
+
+class TestAnswerLoss:
+    @pytest.mark.parametrize("family", ["audioflamingo3", "musicflamingo"])
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    def test_loss_and_gradients_are_the_stock_ones(self, family: str, attention: str) -> None:
+        rows = tiny.inputs(family, tiny.build(family), [[20], [12]])
+        batch = with_labels({"inputs": rows, "answers": ["", ""], "keys": ["a", "b"]})
+        batch["inputs"]["labels"][0, 2] = 9  # answers need not stand at the end
+        stock = tiny.build(family, attn_implementation=attention)
+        want = stock(**batch["inputs"]).loss
+        want.backward()
+        module = make(tiny.build(family, attn_implementation=attention))
+        module.log = lambda *args, **options: None  # type: ignore[method-assign]
+        widths: list[torch.Size] = []
+        module.model.lm_head.register_forward_hook(lambda module, args, output: widths.append(output.shape))
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        assert [tuple(width) for width in widths] == [(7, tiny.VOCAB)]
+        torch.testing.assert_close(loss, want)
+        for (name, found), expected in zip(module.model.named_parameters(), stock.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, msg=lambda text, name=name: f"{name}: {text}")
+        with torch.no_grad():
+            assert module(**batch["inputs"]).logits.shape[:2] == batch["inputs"]["labels"].shape  # no hook stays
+
+
+def recipe(**options: Any) -> LALMModule:
+    """Everything that the pocket model's training uses."""
+    torch.manual_seed(1)
+    lora = LoraConfig(r=options.pop("r", 2), lora_alpha=options.pop("alpha", 4), target_modules=["q_proj", "down_proj"])
+    settings = {"train_projector": True, "learning_rate": 0.02, "projector_learning_rate": 0.01, "warmup_steps": 2}
+    return make(options.pop("model", None), lora=lora, **{**settings, "lr_schedule": "cosine", **options})
+
+
+def run(module: LALMModule, folder: Path, resume: Path | None = None, steps: int = 4, **options: Any) -> L.Trainer:
+    batches = [with_labels(batch) for batch in data()]
+    save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    made = trainer(save, enable_checkpointing=True, max_steps=steps, max_epochs=-1, **options)
+    made.fit(module, loader(batches), ckpt_path=resume)
+    return made
+
+
+def trained(module: LALMModule) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+class TestRecipe:
+    def test_what_trains_at_which_rate(self, tmp_path: Path) -> None:
+        module = recipe()
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        made = run(module, tmp_path)
+        changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+        assert changed == trained(module).keys()
+        assert {name.split(".")[-3] for name in changed if "lora_" not in name} == {"multi_modal_projector"}
+        groups = made.optimizers[0].param_groups
+        assert {group["initial_lr"]: len(group["params"]) for group in groups} == {
+            0.02: sum("lora_" in name for name in changed), 0.01: 4,
+        }  # fmt: skip
+        assert [group["lr"] for group in groups] == [0, 0]  # cosine, at its last step
+        assert recipe(betas=(0.8, 0.9), lr_schedule="constant", warmup_steps=0).configure_optimizers().defaults[
+            "betas"
+        ] == (0.8, 0.9)
+
+    def test_schedules(self, tmp_path: Path) -> None:
+        class Rates(L.Callback):
+            def __init__(self) -> None:
+                self.seen: list[float] = []
+
+            def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+                self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        found = {}
+        for name in ("constant", "cosine"):
+            rates = Rates()
+            module = recipe(learning_rate=1.0, projector_learning_rate=1.0, lr_schedule=name)
+            trainer(rates, max_steps=4, max_epochs=-1).fit(module, loader([with_labels(data()[0])]))
+            found[name] = rates.seen
+        assert found == {"constant": [0, 0.5, 1, 1], "cosine": [0, 0.5, 1, pytest.approx(0.5)]}
+        with pytest.raises(HeadRouterError, match="max_steps"):
+            trainer(max_epochs=-1, max_time="00:00:01:00").fit(recipe(), loader([with_labels(data()[0])]))
+
+    def test_resumed_is_uninterrupted(self, tmp_path: Path) -> None:
+        whole = recipe()
+        run(whole, tmp_path)
+        resumed = recipe()
+        with torch.no_grad():
+            for p in trained(resumed).values():
+                p.zero_()
+        run(resumed, tmp_path / "again", resume=tmp_path / "step=2.ckpt")
+        for name, value in trained(whole).items():
+            assert torch.equal(trained(resumed)[name], value), name
+
+    def test_checkpoints_hold_what_trains(self, tmp_path: Path) -> None:
+        module = recipe()
+        run(module, tmp_path, steps=1)
+        saved = torch.load(tmp_path / "step=1.ckpt", weights_only=True)
+        assert saved["state_dict"].keys() == trained(module).keys()
+        config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"])
+        again = LALMModule.load_from_checkpoint(
+            tmp_path / "step=1.ckpt", model=tiny.build(FAMILY), processor=StubProcessor(), lora=config,
+            train_projector=True, generate=GENERATE, weights_only=True,
+        )  # fmt: skip
+        assert again.answer(data()[0]["inputs"]) == module.answer(data()[0]["inputs"])
+
+    def test_checkpoints_of_all_weights_hold_all(self, tmp_path: Path) -> None:
+        module = make(learning_rate=0.0)
+        made = run(module, tmp_path, steps=1)
+        made.save_checkpoint(tmp_path / "all.ckpt")
+        saved = torch.load(tmp_path / "all.ckpt", weights_only=True)["state_dict"]
+        assert saved.keys() == module.state_dict().keys()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"r": 4}, r"lora_A.default.weight is \[2, 48\], not \[4, 48\].* more"),
+            ({"alpha": 8}, r"recipe: LoRA's lora_alpha was 4, not 8\."),
+            ({"model": "short"}, r"layers\.3\..* is not in this module"),
+            ({"model": "long"}, r"layers\.4\..* is missing"),
+        ],
+    )
+    def test_a_checkpoint_of_another_recipe_is_refused(
+        self, tmp_path: Path, options: dict[str, Any], message: str
+    ) -> None:
+        run(recipe(), tmp_path, steps=1)
+        layers = {"short": 3, "long": 5}
+        if "model" in options:
+            options = {"model": tiny.build(FAMILY, num_layers=layers[options["model"]])}
+        with pytest.raises(HeadRouterError, match=message):
+            run(recipe(**options), tmp_path / "again", resume=tmp_path / "step=1.ckpt")
+
+    def test_bfloat16_weights_under_mixed_precision(self, tmp_path: Path) -> None:
+        module = recipe(model=tiny.build(FAMILY, dtype=torch.bfloat16))
+        assert {p.dtype for p in trained(module).values()} == {torch.float32}
+        assert {p.dtype for p in module.parameters() if not p.requires_grad} == {torch.bfloat16}
+        before = {name: value.clone() for name, value in trained(module).items()}
+        run(module, tmp_path, precision="bf16-mixed")
+        assert all(not torch.equal(value, before[name]) for name, value in trained(module).items())
+        assert {p.dtype for p in trained(module).values()} == {torch.float32}
+        assert len(module.answer(data()[0]["inputs"])) == 2  # without autocast too
+
+    def test_encoded_audio(self) -> None:
+        batch = data()[1]
+        plain = recipe()
+        want = plain.answer(batch["inputs"])
+        states = encode_windows(plain.model, batch["inputs"]["input_features"], batch["inputs"]["input_features_mask"])
+        inputs = {"input_features": states[None], "input_features_mask": torch.ones(1, len(states), dtype=torch.long)}
+        module = recipe(encoded_audio=True)
+        assert module.answer({**batch["inputs"], **inputs}) == want
+        assert not any("audio_tower" in name for name, _ in module.named_parameters())
+        assert module.encoded_audio is not None
+        module.encoded_audio.restore()
+        assert module.answer(batch["inputs"]) == want
+        with encoded_audio(module.model):
+            assert module.answer({**batch["inputs"], **inputs}) == want
+
+    def test_the_projector_alone_needs_lora(self) -> None:
+        with pytest.raises(HeadRouterError, match="train_projector is for lora"):
+            make(train_projector=True)
+        model = tiny.build("qwen2_5_omni_thinker")
+        with pytest.raises(HeadRouterError, match="no 'multi_modal_projector' to train"):
+            make(model, lora=LoraConfig(target_modules=["q_proj"]), train_projector=True)
 
 
 class TestConstruction:

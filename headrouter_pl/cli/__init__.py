@@ -9,8 +9,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("benchmark", "demo", "router")
-"""Functions ``headrouter_pl.cli.NAME.NAME``; their arguments and docstrings are the command line."""
+COMMANDS = ("benchmark", "data", "demo", "evaluate", "router")
+"""Functions ``headrouter_pl.cli.NAME.NAME``, or dictionaries of them; their arguments and docstrings are the command
+line."""
+
+SWITCHES = ("--install", "--run")
+"""Options that mean true where no value follows."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 """Subcommands of LightningCLI."""
@@ -34,6 +38,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
         commands = {name: getattr(import_module(f"headrouter_pl.cli.{name}"), name) for name in COMMANDS}
         also = f"Also: {', '.join(TRAINER_COMMANDS)}, the subcommands of LightningCLI."
+        followed = zip(args, [*args[1:], ""], strict=False)
+        args = [f"{arg}=true" if arg in SWITCHES and after not in ("true", "false") else arg for arg, after in followed]
         auto_cli(commands, args=args, prog="headrouter-pl", description=f"Head-routed audio token pruning. {also}")
 
 
@@ -41,12 +47,13 @@ def _trainer(args: list[str]) -> None:
     import lightning as L
     from lightning.pytorch.cli import LightningCLI
 
-    from headrouter_pl.data import AudioPromptDataModule
+    # Imported, a data module can be named in a configuration without its package.
+    from headrouter_pl.data import AudioPromptDataModule  # noqa: F401
     from headrouter_pl.lalm_module import LALMModule
 
     LightningCLI(
         LALMModule,
-        AudioPromptDataModule,
+        L.LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=None,

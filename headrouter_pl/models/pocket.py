@@ -46,6 +46,7 @@ __all__ = [
     "assemble_pocket",
     "cache_root",
     "load_pocket",
+    "load_processor",
     "pocket_folder",
     "read_ctranslate2",
     "whisper_encoder_state",
@@ -219,16 +220,23 @@ def load_pocket(
     Raises:
         PocketError: see `assemble_pocket`.
     """
-    from transformers import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor
+    from transformers import AudioFlamingo3ForConditionalGeneration
 
     folder = assemble_pocket(cache, progress=progress)
     with _transformers_bars(progress):
         model = AudioFlamingo3ForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
         )
-        processor = AudioFlamingo3Processor.from_pretrained(folder, local_files_only=True)
     model.eval()
-    return model, processor
+    return model, load_processor(cache, progress=progress)
+
+
+def load_processor(cache: Path | None = None, *, progress: bool = True) -> AudioFlamingo3Processor:
+    """Load the pocket LALM's processor alone; see `load_pocket`."""
+    from transformers import AudioFlamingo3Processor
+
+    folder = assemble_pocket(cache, progress=progress)
+    return AudioFlamingo3Processor.from_pretrained(folder, local_files_only=True)
 
 
 def read_ctranslate2(data: bytes) -> CTranslate2Model:

@@ -1,0 +1,60 @@
+"""Aligns a projector with the decoder's vocabulary before fine-tuning starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from headrouter_pl.alignment import align_projector
+from headrouter_pl.errors import HeadRouterError
+
+__all__ = ["AlignProjector"]
+
+
+class AlignProjector(L.Callback):
+    """Runs :func:`headrouter_pl.alignment.align_projector` once, before the first training step.
+
+    The data module gives the recordings, by its method ``utterances()``. A run resumed from a checkpoint is left as it is.
+
+    Args:
+        steps: Optimizer steps.
+        batch_size: Recordings in a step.
+        learning_rate: Highest rate.
+    """
+
+    def __init__(self, steps: int = 2500, batch_size: int = 64, learning_rate: float = 2e-3) -> None:
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Aligns, unless training has begun already."""
+        if trainer.global_step:
+            return
+        data: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "utterances"):
+            raise HeadRouterError(f"AlignProjector needs a data module with utterances(), got {type(data).__name__}.")
+        projector = next(
+            (module for name, module in pl_module.named_modules() if name.endswith("multi_modal_projector")), None
+        )
+        if projector is None:
+            raise HeadRouterError(f"{type(pl_module).__name__} holds no 'multi_modal_projector' to align.")
+        model: Any = pl_module.model
+        figures = align_projector(
+            projector,
+            model.get_input_embeddings().weight,
+            model_tokenizer(pl_module),
+            data.utterances(),
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            progress=trainer.is_global_zero,
+        )
+        rank_zero_info("Aligned: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+
+
+def model_tokenizer(pl_module: Any) -> Any:
+    """The tokenizer of a module's processor."""
+    return pl_module.processor.tokenizer

@@ -1,0 +1,283 @@
+"""``headrouter-pl evaluate``: the pocket LALM's answers to the Pocket benchmark, scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrouter_pl.errors import HeadRouterError
+
+if TYPE_CHECKING:
+    from headrouter_pl.data.pocket.benchmark import PocketItem
+    from headrouter_pl.data.pocket.scoring import Answered
+
+_MAX_NEW_TOKENS = 48
+_CONFUSIONS = 12  # pairs to print of a task
+
+
+def evaluate(
+    weights: str = "shipped",
+    checkpoint: str | None = None,
+    split: str = "test",
+    lengths: list[int] | None = None,
+    max_scenes: int | None = None,
+    silenced: bool = True,
+    dtype: str = "bfloat16",
+    output: str | None = None,
+    details: str | None = None,
+) -> dict[str, Any]:
+    """Asks the pocket model the questions of the Pocket benchmark and scores its answers.
+
+    An audio is read once for all its questions. With ``details``, every answer is kept as soon as it is there, and a
+    run that was stopped goes on where it was.
+
+    Args:
+        weights: "shipped", "untrained", or a folder of exported weights.
+        checkpoint: A Lightning checkpoint of the training, instead of weights.
+        split: "test" or "validation".
+        lengths: Seconds of the scenes to ask about; all by default.
+        max_scenes: Scenes of each length, at most.
+        silenced: Whether to ask also with the audio silenced, of the same length: what text alone gives.
+        dtype: Of the weights, as torch names it.
+        output: Where to write the figures as JSON, if anywhere, e.g. docs/data/pocket_eval.json.
+        details: Where to keep the answers as JSON lines, if anywhere.
+
+    Returns:
+        The figures.
+    """
+    import torch
+
+    from headrouter_pl.cli.tables import machine
+    from headrouter_pl.data.pocket.benchmark import PocketBenchmark
+    from headrouter_pl.data.pocket.scoring import confusions, summarize
+    from headrouter_pl.models.answering import AudioReader
+
+    given = {name: value for name, value in locals().items() if name in evaluate.__annotations__}
+    benchmark = PocketBenchmark.open(split)
+    items = _choose(benchmark.items, lengths, max_scenes)
+    if not items:
+        raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
+    model, processor = _load(weights, checkpoint, getattr(torch, dtype))
+    configuration = {
+        "weights": _digest(model),
+        "dtype": dtype,
+        "silenced": silenced,
+        "max_new_tokens": _MAX_NEW_TOKENS,
+        "items": hashlib.sha256(json.dumps([dataclasses.asdict(item) for item in items]).encode()).hexdigest()[:16],
+    }
+    kept = _Details(None if details is None else Path(details), configuration)
+    reader = AudioReader(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, _MAX_NEW_TOKENS)
+    results = list(_ask(reader, benchmark.folder, items, silenced, kept))
+    rows = summarize(results)
+    weak = sorted({row["task"] for row in rows if row.get("reached") is False})
+    figures = {
+        "split": split,
+        "command": _command(given),
+        "machine": machine(),
+        "weights": configuration["weights"],
+        "dtype": dtype,
+        "questions": len(items),
+        "rows": rows,
+        "confusions": {
+            task: [{"right": right, "said": said, "n": count} for right, said, count in confusions(results, task)]
+            for task in weak
+        },
+    }
+    _print(figures)
+    if output is not None:
+        scratch = Path(f"{output}.{os.getpid()}.tmp")
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(_dump(figures), encoding="utf-8")
+        os.replace(scratch, output)
+        print(f"Written: {output}")
+    return figures
+
+
+def _choose(items: Sequence[PocketItem], lengths: list[int] | None, max_scenes: int | None) -> list[PocketItem]:
+    scenes: dict[int, list[str]] = {}
+    for item in items:
+        seen = scenes.setdefault(round(item.seconds), [])
+        if item.audio not in seen:
+            seen.append(item.audio)
+    wanted = {name for seconds, names in scenes.items() if lengths is None or seconds in lengths
+              for name in names[:max_scenes]}  # fmt: skip
+    return [item for item in items if item.audio in wanted]
+
+
+def _load(weights: str, checkpoint: str | None, dtype: Any) -> tuple[Any, Any]:
+    from headrouter_pl.models.pocket import load_pocket
+    from headrouter_pl.models.pocket_weights import load_pocket_checkpoint, load_trained_pocket
+
+    if checkpoint is not None:
+        if weights != "shipped":
+            raise HeadRouterError("give weights or a checkpoint, not both")
+        return load_pocket_checkpoint(checkpoint, dtype=dtype)
+    if weights == "untrained":
+        return load_pocket(dtype=dtype)
+    return load_trained_pocket(None if weights == "shipped" else weights, dtype=dtype)
+
+
+def _digest(model: Any) -> str:
+    """Of the weights themselves: a checkpoint's file may be another by now."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+class _Details:
+    """Answers by key, each on disk as soon as it is added."""
+
+    def __init__(self, path: Path | None, configuration: Mapping[str, Any]) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path is None:
+            return
+        header = json.dumps({"configuration": configuration}) + "\n"
+        found = path.read_bytes() if path.is_file() else b""
+        if header.encode().startswith(found):  # none, or of a run killed at once
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(header, encoding="utf-8")
+            return
+        whole = found[: found.rfind(b"\n") + 1]  # a killed run may leave half a line
+        try:
+            lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+            was, rows = lines[0]["configuration"], {row["key"]: row for row in lines[1:]}
+        except (ValueError, LookupError, TypeError) as error:
+            raise HeadRouterError(f"{path} does not hold answers of a run: {error!r}") from error
+        wrong = [name for name in {**was, **configuration} if was.get(name) != configuration.get(name)]
+        if wrong:
+            raise HeadRouterError(
+                f"{path} has answers of another run: other {', '.join(wrong)}. Name another file, or remove it."
+            )
+        os.truncate(path, len(whole))
+        self.rows = rows
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows.update((row["key"], row) for row in rows)
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as out:
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                out.flush()
+                os.fsync(out.fileno())
+
+
+def _ask(reader: Any, folder: Path, items: Sequence[PocketItem], silenced: bool, kept: _Details) -> Iterator[Answered]:
+    """Results in the order of the items; silence depends on nothing but its length, and is read once of each."""
+    import numpy as np
+    from tqdm.auto import tqdm
+
+    from headrouter_pl.data.audio import read_audio
+    from headrouter_pl.data.pocket.scoring import Answered, score_answer
+
+    rate = reader.processor.feature_extractor.sampling_rate
+    silence: tuple[int, Any] = (0, None)
+    blind: dict[tuple[int, str], str] = {}
+    scenes = [list(group) for _, group in groupby(items, key=lambda item: item.audio)]
+    total = sum(scene[0].seconds for scene in scenes)
+    done = sum(scene[0].seconds for scene in scenes if all(item.key in kept.rows for item in scene))
+    with tqdm(total=round(total), initial=round(done), desc="answering", unit=" s of audio") as bar:
+        for scene in scenes:
+            open_ = [item for item in scene if item.key not in kept.rows]
+            if open_:
+                audio = read_audio(folder / open_[0].audio, rate)
+                read = reader.read(audio)
+            for item in open_:
+                text = reader.answer(read, item.prompt)
+                row = {"key": item.key, "prompt": item.prompt, "answer": item.answer, "text": text,
+                       "right": score_answer(item, text).right}  # fmt: skip
+                if silenced:
+                    asked = (len(audio), item.prompt)
+                    if asked not in blind:
+                        if silence[0] != len(audio):
+                            silence = (len(audio), reader.read(np.zeros_like(audio)))
+                        blind[asked] = reader.answer(silence[1], item.prompt)
+                    row["silenced"] = blind[asked]
+                kept.add([row])
+            if open_:
+                bar.update(round(scene[0].seconds))
+            for item in scene:
+                yield Answered(item, kept.rows[item.key]["text"], kept.rows[item.key].get("silenced"))
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    import inspect
+
+    usual = inspect.signature(evaluate).parameters
+    words = ["headrouter-pl", "evaluate"]
+    for name, value in given.items():
+        if value != usual[name].default:
+            words += [f"--{name}", json.dumps(value) if isinstance(value, (list, bool)) else str(value)]
+    return shlex.join(words)
+
+
+def _dump(figures: Mapping[str, Any]) -> str:
+    """JSON with a line for each row and each task's confusions."""
+    parts = []
+    for name, value in figures.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if name == "rows":
+            text = "[\n  " + ",\n  ".join(json.dumps(row) for row in value) + "\n ]"
+        elif name == "confusions" and value:
+            lines = (f"{json.dumps(task)}: {json.dumps(pairs, ensure_ascii=False)}" for task, pairs in value.items())
+            text = "{\n  " + ",\n  ".join(lines) + "\n }"
+        parts.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _print(figures: Mapping[str, Any]) -> None:
+    from headrouter_pl.cli.tables import format_table
+
+    rows = figures["rows"]
+    print(f"\nPocket benchmark, {figures['split']} split: {figures['questions']} questions, {figures['dtype']}, "
+          f"{figures['machine']}. 95 % intervals in brackets.")  # fmt: skip
+    for title, chosen in (
+        ("Tasks", [row for row in rows if row["task"] != "all"]),
+        ("Types", [row for row in rows if row["task"] == "all"]),
+    ):
+        print(f"\n{title}\n{format_table([_cells(row) for row in chosen])}")
+    spoken = [row for row in rows if "wer" in row and row["task"] != "all"]
+    if spoken:
+        print("\nWord error rate of transcription")
+        print(format_table([
+            {"seconds": row["length_s"], "n": row["n"], "WER": f"{row['wer']:.3f} {_interval(row['wer_ci95'])}",
+             "WER, silenced": f"{row['wer_silenced']:.3f}" if "wer_silenced" in row else ""}
+            for row in spoken
+        ]))  # fmt: skip
+    for task, pairs in figures["confusions"].items():
+        print(f"\n{task}, below its target: right answer, what was said, times")
+        print(format_table(pairs[:_CONFUSIONS]))
+        if len(pairs) > _CONFUSIONS:
+            print(f"... and {len(pairs) - _CONFUSIONS} more pairs")
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, object]:
+    silenced = ""
+    if "accuracy_silenced" in row:
+        above = " (above chance)" if row["ci95_silenced"][0] > row["chance"] else ""
+        silenced = f"{row['accuracy_silenced']:.3f}{above}"
+    return {
+        "type": row["type"],
+        "task": row["task"],
+        "seconds": row["length_s"],
+        "n": row["n"],
+        "accuracy": f"{row['accuracy']:.3f} {_interval(row['ci95'])}",
+        "chance": f"{row['chance']:.3f}",
+        "silenced": silenced,
+        "invalid": row["invalid"],
+        "target": "" if "target" not in row else f"{row['target']:.3f} {'reached' if row['reached'] else 'missed'}",
+    }
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"

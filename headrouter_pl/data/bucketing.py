@@ -1,0 +1,119 @@
+"""Batches of samples of similar length, in an order that a resumed run goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+
+__all__ = ["LengthBucketSampler", "ResumableDataLoader"]
+
+
+class LengthBucketSampler(BatchSampler):
+    """Batches of similar length under a budget of tokens, padding included.
+
+    The batches and their order are new in each epoch and the same for the same seed and epoch; their number does not
+    change. Under ``torch.distributed`` each process gets its share of the batches, all the same number: the first are
+    repeated if need be.
+
+    Args:
+        lengths: Tokens of each sample.
+        max_tokens: Samples of a batch times the longest of them, at most; a longer sample is a batch by itself.
+        seed: Of the order.
+        shuffle: Whether to mix samples of similar length, and the order of batches.
+        step: Lengths count as similar if they are the same rounded up to a multiple of this.
+        sampler: Ignored: where Lightning puts a distributed sampler, which this one does not need.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        max_tokens: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        step: int = 16,
+        sampler: Any = None,
+    ) -> None:
+        if not lengths or min(lengths) < 1 or max_tokens < 1 or step < 1:
+            raise ValueError("Lengths (at least one), max_tokens and step must be positive.")
+        self._rounded = torch.tensor([-(-length // step) * step for length in lengths])
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+        self.done = 0
+        self._skip = 0
+        # By these names Lightning finds set_epoch, and sees a batch sampler.
+        self.sampler, self.batch_size, self.drop_last = self, 1, False  # type: ignore[assignment]
+        # A batch takes all of a budget's worth of the sorted lengths: which samples of equal rounded length it takes
+        # may change, the cuts do not.
+        ordered = self._rounded.sort(descending=True).values.tolist()
+        self._sizes: list[int] = []
+        at = 0
+        while at < len(ordered):  # the longest comes first, so that it sets a batch's width
+            size = min(max(1, max_tokens // ordered[at]), len(ordered) - at)
+            self._sizes.append(size)
+            at += size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, which decides the order; Lightning does so."""
+        if epoch != self.epoch:
+            self._skip = 0
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and the batches of it that have been used."""
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next iteration over that epoch begin after the batches that had been used."""
+        self.epoch = state["epoch"]
+        self._skip = state["done"]
+
+    def __len__(self) -> int:
+        """Batches of this process in an epoch."""
+        return -(-len(self._sizes) // _world()[1])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        count = len(self._rounded)
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        order = order[self._rounded[order].argsort(descending=True, stable=True)]
+        batches = [part.tolist() for part in order.split(self._sizes)]
+        if self.shuffle:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        rank, world = _world()
+        mine = [batches[i % len(batches)] for i in range(rank, len(self) * world, world)]
+        self.done, self._skip = self._skip, 0
+        yield from mine[self.done :]
+
+
+class ResumableDataLoader(DataLoader[Any]):
+    """A loader over a :class:`LengthBucketSampler` that goes on, in a resumed run, with the first unused batch.
+
+    Lightning keeps its state in checkpoints. A plain loader would begin the interrupted epoch again.
+    """
+
+    batch_sampler: LengthBucketSampler
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            self.batch_sampler.done += 1  # counted here, not in the sampler: workers ask it ahead of time
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The sampler's."""
+        return self.batch_sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The sampler's."""
+        self.batch_sampler.load_state_dict(state)
+
+
+def _world() -> tuple[int, int]:
+    """Rank and number of processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,81 @@
+"""Clips of a split by what can be asked about them, for drawing with every answer equally likely."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from headrouter_pl.data.pocket.clips import Clip
+from headrouter_pl.data.pocket.library import ClipLibrary
+from headrouter_pl.data.pocket.questions import ROLE_LABEL, role_of
+
+__all__ = ["Pools"]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Clips of one split.
+
+    Attributes:
+        library: All clips.
+        roles: Role -> answer -> indices of clips. Roles are those of :func:`role_of`, and ``"sentence"`` for synthetic
+            sentences; where a role has no answer of its own, clips are grouped by voice.
+        backgrounds: Indices of backgrounds.
+        murmurs: Indices of clips that may be heard quietly: prompts and lines.
+    """
+
+    library: ClipLibrary
+    roles: Mapping[str, Mapping[str, list[int]]]
+    backgrounds: list[int]
+    murmurs: list[int]
+
+    @classmethod
+    def of(cls, library: ClipLibrary, split: str) -> Pools:
+        """The clips of a split."""
+        roles: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        backgrounds, murmurs = [], []
+        for index, (clip, its_split) in enumerate(zip(library.clips, library.splits, strict=True)):
+            if its_split != split:
+                continue
+            if clip.kind == "background":
+                backgrounds.append(index)
+            if role := role_of(clip):
+                if role == "prompt" and clip.voice.startswith("synthetic/"):
+                    role = "sentence"
+                elif role in ("prompt", "room"):
+                    murmurs.append(index)
+                answer = getattr(clip, ROLE_LABEL[role]) if role in ROLE_LABEL else clip.voice
+                roles[role][answer].append(index)
+        return cls(library, {role: dict(answers) for role, answers in roles.items()}, backgrounds, murmurs)
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        role: str,
+        max_seconds: float = float("inf"),
+        where: Callable[[Clip], bool] = lambda clip: True,
+    ) -> int | None:
+        """A clip of a role: first an answer, each equally likely, then one of its clips.
+
+        Args:
+            rng: Source of the choice.
+            role: Key of :attr:`roles`.
+            max_seconds: Longest clip wanted.
+            where: What else is wanted of the clip.
+
+        Returns:
+            Its index; None if none is left.
+        """
+        answers = self.roles.get(role, {})
+        for answer in rng.permutation(sorted(answers)):
+            fitting = [
+                index
+                for index in answers[answer]
+                if self.library.seconds(index) <= max_seconds and where(self.library.clips[index])
+            ]
+            if fitting:
+                return int(rng.choice(fitting))
+        return None

@@ -1,0 +1,276 @@
+"""Training data of the pocket model: questions about parts of encoded windows, from short to long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, Dataset
+
+from headrouter_pl.alignment import Utterance
+from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableDataLoader
+from headrouter_pl.data.packing import PackedCollator, PackedSample
+from headrouter_pl.data.pocket.library import ClipLibrary
+from headrouter_pl.data.pocket.pools import Pools
+from headrouter_pl.data.pocket.questions import Question, Vocabulary, ask, heard, labels_of, spoken_text
+from headrouter_pl.data.pocket.scenes import join
+from headrouter_pl.data.pocket.windows import (
+    FRAMES_PER_SECOND,
+    EncodedWindows,
+    draw_sparse_window,
+    draw_varied_window,
+    draw_window,
+)
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+__all__ = ["PocketDataModule", "Stage"]
+
+
+@dataclass
+class Stage:
+    """A stretch of the curriculum.
+
+    Attributes:
+        samples: Number of audios.
+        events: Fewest and most recordings in an audio, cut closely from a window; ignored with ``windows``.
+        windows: Whole windows in an audio, at most; 0 for parts of windows.
+        questions: Questions asked of an audio, at most.
+        choices: Share of questions that name options.
+    """
+
+    samples: int
+    events: tuple[int, int] = (1, 3)
+    windows: int = 0
+    questions: int = 6
+    choices: float = 0.5
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An audio: frames of one window, or whole windows, and what is asked."""
+
+    parts: tuple[tuple[int, int, int], ...]
+    questions: tuple[tuple[str, str], ...]
+
+
+class _Joined(Sequence[np.ndarray]):
+    """Windows of several kinds as one sequence: the close ones, then the sparse ones."""
+
+    def __init__(self, kinds: Sequence[EncodedWindows]) -> None:
+        self.places = [(kind, i) for kind in kinds for i in range(len(kind))]
+        self.scenes = [scene for kind in kinds for scene in kind.scenes]
+        self.close = sum(len(kind) for kind in kinds if kind.draw is not draw_sparse_window)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        kind, place = self.places[index]
+        return kind[place]
+
+
+class _Planned(Dataset[PackedSample]):
+    def __init__(self, plans: Sequence[_Plan], windows: _Joined) -> None:
+        self.plans = plans
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __getitem__(self, index: int) -> PackedSample:
+        plan = self.plans[index]
+        features = np.concatenate([self.windows[window][first:last] for window, first, last in plan.parts])
+        return PackedSample(features, plan.questions, str(index))
+
+
+class CurriculumSampler(BatchSampler):
+    """Bucketed batches of one stage after another, as one epoch."""
+
+    def __init__(self, lengths: Sequence[Sequence[int]], max_tokens: int, *, seed: int = 0, sampler: Any = None) -> None:
+        self.stages = [LengthBucketSampler(stage, max_tokens, seed=seed + i) for i, stage in enumerate(lengths)]
+        self.offsets = np.cumsum([0, *(len(stage) for stage in lengths)]).tolist()
+        self.sampler, self.batch_size, self.drop_last = self, 1, False  # type: ignore[assignment]
+        self.done = 0
+        self._skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of every stage."""
+        for stage in self.stages:
+            stage.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches that have been used."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next iteration begin after the batches that had been used."""
+        self._skip = state["done"]
+
+    def __len__(self) -> int:
+        return sum(len(stage) for stage in self.stages)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = (
+            [offset + index for index in batch]
+            for stage, offset in zip(self.stages, self.offsets, strict=False)
+            for batch in stage
+        )
+        self.done, self._skip = self._skip, 0
+        for number, batch in enumerate(batches):
+            if number >= self.done:
+                yield batch
+
+
+class PocketDataModule(L.LightningDataModule):
+    """Packed training batches out of encoded windows.
+
+    The first use decodes the installed packages' recordings and encodes the windows (about half a second each on two
+    cores); both are cached.
+
+    Args:
+        stages: The curriculum; one epoch is all of it.
+        windows: Number of encoded windows to train on, with clips one closely after another.
+        varied_windows: Further ones with clips played faster or slower.
+        sparse_windows: Further ones with few clips, for whole windows only.
+        validation_windows: Number to validate on, of clips held out.
+        max_tokens: Tokens in a batch, padding included.
+        seed: Of windows, questions and order.
+        cache: :func:`headrouter_pl.wheels.cache_root` if None.
+    """
+
+    def __init__(
+        self,
+        stages: list[Stage],
+        windows: int = 1200,
+        varied_windows: int = 600,
+        sparse_windows: int = 300,
+        validation_windows: int = 50,
+        max_tokens: int = 2048,
+        seed: int = 0,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.stages = stages
+        self.counts = {
+            "train": {draw_window: windows, draw_varied_window: varied_windows, draw_sparse_window: sparse_windows},
+            "validation": {draw_window: validation_windows},
+        }
+        self.max_tokens = max_tokens
+        self.seed = seed
+        self.cache = None if cache is None else Path(cache)
+
+    def prepare_data(self) -> None:
+        """Decodes clips and encodes windows that are not cached."""
+        from headrouter_pl.models.pocket import load_pocket
+
+        library = ClipLibrary.open(cache=self.cache)
+        model = None
+        for split in self.counts:
+            for windows in self._encoded(library, split):
+                if windows.missing():
+                    if model is None:
+                        model, processor = load_pocket(self.cache, dtype=torch.bfloat16)
+                    windows.encode(model, processor)
+
+    def setup(self, stage: str) -> None:
+        """Opens what is cached."""
+        from headrouter_pl.models.pocket import load_processor
+
+        self.library = ClipLibrary.open(cache=self.cache, progress=False)
+        self.vocabulary = Vocabulary(self.library)
+        self.processor: ProcessorMixin = load_processor(self.cache)
+        self.collate = PackedCollator(self.processor)
+
+    def _encoded(self, library: ClipLibrary, split: str) -> list[EncodedWindows]:
+        pools = Pools.of(library, split)
+        return [
+            EncodedWindows(pools, count, self.seed, self.cache, draw) for draw, count in self.counts[split].items()
+        ]
+
+    def _windows(self, split: str) -> _Joined:
+        return _Joined(self._encoded(self.library, split))
+
+    def train_dataloader(self) -> ResumableDataLoader:
+        """The curriculum."""
+        windows = self._windows("train")
+        plans = [self._plan(windows, stage, [self.seed, number]) for number, stage in enumerate(self.stages)]
+        lengths = [[self._length(plan) for plan in part] for part in plans]
+        sampler = CurriculumSampler(lengths, self.max_tokens, seed=self.seed)
+        dataset = _Planned([plan for part in plans for plan in part], windows)
+        return ResumableDataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate)
+
+    def val_dataloader(self) -> ResumableDataLoader:
+        """Parts of two to four recordings, of clips held out."""
+        windows = self._windows("validation")
+        plans = self._plan(windows, Stage(4 * windows.close, (2, 4)), [self.seed, 1 << 20])
+        sampler = LengthBucketSampler([self._length(plan) for plan in plans], self.max_tokens, shuffle=False)
+        return ResumableDataLoader(_Planned(plans, windows), batch_sampler=sampler, collate_fn=self.collate)
+
+    def utterances(self) -> list[Utterance]:
+        """Every recording in the training windows with what is known of it, for aligning the projector."""
+        windows = self._windows("train")
+        found = []
+        for scene, features in zip(windows.scenes, windows, strict=True):
+            for event in scene.events:
+                frames = slice(int(event.start * FRAMES_PER_SECOND), int(np.ceil(event.end * FRAMES_PER_SECOND)))
+                clip = heard(self.library, event)
+                text = "" if self.library.cut[event.clip] else spoken_text(clip)
+                found.append(Utterance(np.asarray(features[frames]), text, labels_of(clip)))
+        return found
+
+    def _length(self, plan: _Plan) -> int:
+        return self.collate.length(sum(last - first for _, first, last in plan.parts), plan.questions)
+
+    def _plan(self, windows: _Joined, stage: Stage, seed: list[int]) -> list[_Plan]:
+        rng = np.random.default_rng(seed)
+        plans: list[_Plan] = []
+        while len(plans) < stage.samples:
+            if stage.windows:
+                count = int(rng.integers(1, stage.windows + 1))
+                # As many sparse windows as dense ones, whichever there are more of.
+                pool = np.arange(len(windows)) if rng.random() < 0.5 else np.arange(windows.close, len(windows))
+                chosen = rng.choice(pool if len(pool) >= count else len(windows), count, replace=False).tolist()
+                scene = join([windows.scenes[i] for i in chosen])
+                parts = [(i, 0, len(windows[i])) for i in chosen]
+            else:
+                window = int(rng.integers(windows.close))
+                events = windows.scenes[window].events
+                count = min(int(rng.integers(stage.events[0], stage.events[1] + 1)), len(events))
+                first = int(rng.integers(len(events) - count + 1))
+                before = events[first - 1].end if first else 0.0
+                after = events[first + count].start if first + count < len(events) else scene_end(windows, window)
+                start = max(before, events[first].start - float(rng.uniform(0.04, 0.4)))
+                end = min(after, events[first + count - 1].end + float(rng.uniform(0.04, 0.4)))
+                frames = (int(start * FRAMES_PER_SECOND), int(np.ceil(end * FRAMES_PER_SECOND)))
+                scene = windows.scenes[window].part(start, end)
+                parts = [(window, *frames)]
+            asked = ask(scene, self.vocabulary, rng, choices=stage.choices)
+            if asked:
+                questions = _choose(asked, stage.questions, rng)
+                plans.append(_Plan(tuple(parts), tuple((q.prompt, q.answer) for q in questions)))
+        return plans
+
+
+def scene_end(windows: _Joined, window: int) -> float:
+    """Seconds of a window."""
+    return windows.scenes[window].seconds
+
+
+def _choose(asked: Sequence[Question], count: int, rng: np.random.Generator) -> list[Question]:
+    """So many of the questions, in turn from each task, so that the frequent ones do not crowd out the others."""
+    by_task: dict[str, list[Question]] = {}
+    for i in rng.permutation(len(asked)):
+        by_task.setdefault(asked[i].task, []).append(asked[i])
+    chosen: list[Question] = []
+    while len(chosen) < min(count, len(asked)):
+        for task in rng.permutation(sorted(by_task)):
+            if by_task[task] and len(chosen) < count:
+                chosen.append(by_task[task].pop())
+    return chosen

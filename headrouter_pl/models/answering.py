@@ -1,0 +1,84 @@
+"""Several questions about one recording, which is read once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrouter_pl.data.audio import AudioError
+
+if TYPE_CHECKING:
+    from transformers import Cache, ProcessorMixin
+
+__all__ = ["AudioReader", "ReadAudio"]
+
+
+@dataclass
+class ReadAudio:
+    """A prompt up to the end of its audio, as the decoder has it in memory.
+
+    Attributes:
+        ids: Its tokens ``[1, n]``.
+        cache: Keys and values of these tokens.
+    """
+
+    ids: Tensor
+    cache: Cache
+
+
+class AudioReader:
+    """Answers questions about a recording with stock ``generate``, which goes on from the recording's cache.
+
+    Args:
+        model: An audio language model of a decoder with full attention, in evaluation mode.
+        processor: Its processor, with a chat template that puts audio before text.
+        max_new_tokens: Enough for an answer.
+    """
+
+    def __init__(self, model: Any, processor: ProcessorMixin, max_new_tokens: int = 48) -> None:
+        self.model = model
+        self.processor: Any = processor
+        self.max_new_tokens = max_new_tokens
+
+    @torch.inference_mode()
+    def read(self, audio: np.ndarray) -> ReadAudio:
+        """Encodes a waveform (float32 ``[n]``, at the processor's rate) and prefills the decoder with it."""
+        from transformers import DynamicCache
+
+        inputs = self.processor(text=self._parts("?")[0], audio=audio)
+        inputs.pop("attention_mask")  # one row without padding: attention is causal and needs no mask in memory
+        inputs = {name: value.to(self.model.device) for name, value in inputs.items() if isinstance(value, Tensor)}
+        inputs["input_features"] = inputs["input_features"].to(self.model.dtype)
+        cache = DynamicCache()
+        self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return ReadAudio(inputs["input_ids"], cache)
+
+    @torch.inference_mode()
+    def answer(self, read: ReadAudio, prompt: str) -> str:
+        """The greedy answer to one question; the cache is as before afterwards."""
+        question = self.processor.tokenizer(self._parts(prompt)[1], add_special_tokens=False)["input_ids"]
+        ids = torch.cat([read.ids, torch.tensor([question], device=read.ids.device)], dim=1)
+        try:
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=read.cache,
+                do_sample=False,
+                max_new_tokens=self.max_new_tokens,
+            )
+        finally:
+            read.cache.crop(read.ids.shape[1] - read.cache.get_seq_length())
+        return self.processor.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+    def _parts(self, prompt: str) -> tuple[str, str]:
+        """The rendered prompt up to its audio, and what follows."""
+        conversation = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": prompt}]}]
+        text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        before, _, after = text.partition(self.processor.audio_token)
+        if not after or self.processor.audio_token in after:
+            raise AudioError(f"the chat template does not render {prompt!r} as a text, one audio and a text: {text!r}")
+        return before + self.processor.audio_token, after
