@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Utterance", "align_projector"]
 
 _NEGATIVES = 256  # further tokens in each step's vocabulary, beside those of its texts
-_ATTRIBUTE_WEIGHT = 0.5  # of all labels of an attribute; of one with hundreds of labels, less: they are learned by heart
+_ATTRIBUTE_WEIGHT = (
+    0.5  # of all labels of an attribute; of one with hundreds of labels, less: they are learned by heart
+)
 _MANY_LABELS = 100
 _FRAME_DROPOUT = 0.1
 _CHANNEL_DROPOUT = 0.1
@@ -53,7 +55,8 @@ class _Heads(nn.Module):
         super().__init__()
         width = embeddings.shape[1]
         self.norm = float(embeddings.std() * width**0.5)
-        self.blank = nn.Parameter(torch.randn(1, width) * embeddings.std())
+        drawn = torch.randn(1, width, generator=torch.Generator().manual_seed(0)).to(embeddings)
+        self.blank = nn.Parameter(drawn * embeddings.std())
         self.scale = nn.Parameter(torch.tensor(8.0))
         self.bias = nn.Parameter(torch.zeros(len(embeddings)))
         self.blank_bias = nn.Parameter(torch.zeros(1))
@@ -93,11 +96,12 @@ def align_projector(
         Means over the last hundred steps: ``"ctc"`` (nats a text) and, for each attribute, the share of right labels.
     """
     rng = np.random.default_rng(seed)
-    embeddings = embeddings.detach().float()
+    device = next(projector.parameters()).device
+    embeddings = embeddings.detach().to(device, torch.float32)
     labels = {name: sorted({u.labels[name] for u in utterances if name in u.labels}) for name in _names(utterances)}
     labels = {name: values for name, values in labels.items() if len(values) > 1}
     words = {value for values in labels.values() for value in values}
-    heads = _Heads(embeddings, labels, {word: _ids(tokenizer, word) for word in words})
+    heads = _Heads(embeddings, labels, {word: _ids(tokenizer, word) for word in words}).to(device)
     number = {name: {value: i for i, value in enumerate(values)} for name, values in labels.items()}
     targets = [_ids(tokenizer, u.text) if u.text else [] for u in utterances]
     # A text needs a frame for each token, and one more between two equal ones.
@@ -105,7 +109,7 @@ def align_projector(
     known = torch.tensor(sorted({i for ids in targets for i in ids}))
 
     sample = np.concatenate([utterances[i].features for i in rng.permutation(len(utterances))[:500]])
-    spread = torch.from_numpy(sample.astype(np.float32).std(0))
+    spread = torch.from_numpy(sample.astype(np.float32).std(0)).to(device)
     order = np.argsort([len(u.features) for u in utterances])
     weights = [*projector.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01)
@@ -152,40 +156,40 @@ def _loss(
     spread: Tensor,
     rng: np.random.Generator,
 ) -> tuple[Tensor, dict[str, float]]:
-    lengths = torch.tensor([len(utterances[i].features) for i in batch])
+    device = spread.device
+    lengths = torch.tensor([len(utterances[i].features) for i in batch], device=device)
     features = [torch.from_numpy(utterances[i].features.astype(np.float32)) for i in batch]
-    padded = nn.utils.rnn.pad_sequence(features, batch_first=True)
+    padded = nn.utils.rnn.pad_sequence(features, batch_first=True).to(device)
     n, frames, width = padded.shape
-    noise = torch.from_numpy(rng.standard_normal(padded.shape, dtype=np.float32)) * spread * _NOISE
-    heard = torch.from_numpy(rng.random((n, frames, 1)) > _FRAME_DROPOUT)
-    heard = heard & torch.from_numpy(rng.random((n, 1, width)) > _CHANNEL_DROPOUT)
-    with torch.autocast(padded.device.type, dtype=torch.bfloat16):
-        states = projector((padded + noise) * heard)
+    noise = torch.from_numpy(rng.standard_normal(padded.shape, dtype=np.float32)).to(device) * spread * _NOISE
+    kept = (rng.random((n, frames, 1)) > _FRAME_DROPOUT) & (rng.random((n, 1, width)) > _CHANNEL_DROPOUT)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        states = projector((padded + noise) * torch.from_numpy(kept).to(device))
     states = states.float()
     figures: dict[str, float] = {}
     loss = states.new_zeros(())
     if rows := [row for row, i in enumerate(batch) if targets[i]]:
         said = {token for row in rows for token in targets[batch[row]]}
         negatives = rng.choice(len(known), min(_NEGATIVES, len(known)), replace=False)
-        vocabulary = torch.tensor(sorted(said | set(known[negatives].tolist())))
+        vocabulary = torch.tensor(sorted(said | set(known[negatives].tolist())), device=device)
         column = {token: i + 1 for i, token in enumerate(vocabulary.tolist())}  # 0 is blank
         matrix = torch.cat([heads.blank, embeddings[vocabulary]]) * (heads.scale / heads.norm)
-        with torch.autocast(padded.device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             logits = states[rows] @ matrix.t()
         logits = logits.float() + torch.cat([heads.blank_bias, heads.bias[vocabulary]])
         ctc = F.ctc_loss(
             logits.log_softmax(-1).transpose(0, 1),
-            torch.tensor([column[token] for row in rows for token in targets[batch[row]]]),
+            torch.tensor([column[token] for row in rows for token in targets[batch[row]]], device=device),
             lengths[rows],
-            torch.tensor([len(targets[batch[row]]) for row in rows]),
+            torch.tensor([len(targets[batch[row]]) for row in rows], device=device),
             zero_infinity=True,
         )
         loss, figures["ctc"] = loss + ctc, ctc.item()
-    inside = torch.arange(states.shape[1]) < lengths[:, None]
+    inside = torch.arange(states.shape[1], device=device) < lengths[:, None]
     mean = (states * inside[..., None]).sum(1) / lengths[:, None] / heads.norm
     for name, values in number.items():
         if rows := [row for row, i in enumerate(batch) if name in utterances[i].labels]:
-            right = torch.tensor([values[utterances[batch[row]].labels[name]] for row in rows])
+            right = torch.tensor([values[utterances[batch[row]].labels[name]] for row in rows], device=device)
             logits = mean[rows] @ heads.directions[name].t() * heads.scales[name]
             weight = _ATTRIBUTE_WEIGHT * min(1.0, _MANY_LABELS / len(values))
             loss = loss + weight * F.cross_entropy(logits, right)
@@ -198,7 +202,7 @@ def _rescale(projector: nn.Module, embeddings: Tensor, utterances: Sequence[Utte
     """Gives the outputs the embeddings' standard deviation, by the last layer: what the decoder is used to."""
     sample = torch.from_numpy(np.concatenate([u.features for u in utterances[:500]]).astype(np.float32))
     last = [module for module in projector.modules() if isinstance(module, nn.Linear)][-1]
-    gain = embeddings.std() / projector(sample).std()
+    gain = embeddings.std() / projector(sample.to(embeddings.device)).std()
     last.weight.mul_(gain)
     if last.bias is not None:
         last.bias.mul_(gain)

@@ -16,7 +16,7 @@ __all__ = ["AlignProjector"]
 class AlignProjector(L.Callback):
     """Runs :func:`headrouter_pl.alignment.align_projector` once, before the first training step.
 
-    The data module gives the recordings, by its method ``utterances()``. A run resumed from a checkpoint is left as it is.
+    The data module gives the recordings, by its method ``utterances()``. A resumed run is left as it is.
 
     Args:
         steps: Optimizer steps.

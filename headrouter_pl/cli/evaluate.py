@@ -235,10 +235,41 @@ def _dump(figures: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def card(figures: Mapping[str, Any]) -> str:
+    """The table of the model card: one row a task, short, middle and long audio side by side.
+
+    Args:
+        figures: What ``evaluate`` writes.
+    """
+    from headrouter_pl.cli.tables import format_table
+
+    groups = ("8-15", "30", "60-300")
+    by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in figures["rows"]:
+        if row["task"] != "all":
+            by_task.setdefault(row["task"], {})[str(row["length_s"])] = row
+    table = []
+    for task, found in by_task.items():
+        cells = {"task": task, "type": next(iter(found.values()))["type"]}
+        for name in groups:
+            row = found.get(name)
+            text = "" if row is None else f"{row['accuracy']:.2f} {_interval(row['ci95'], 2)}, n = {row['n']}"
+            goal = "" if row is None or "target" not in row else f" (target {row['target']:.2f})"
+            cells[f"{name} s"] = text + goal
+        rows = [found[name] for name in groups if name in found]
+        count = sum(row["n"] for row in rows)
+        for title, key in (("chance", "chance"), ("silenced", "accuracy_silenced")):
+            known = all(key in row for row in rows)
+            cells[title] = f"{sum(row[key] * row['n'] for row in rows) / count:.2f}" if known else ""
+        table.append(cells)
+    return format_table(table)
+
+
 def _print(figures: Mapping[str, Any]) -> None:
     from headrouter_pl.cli.tables import format_table
 
     rows = figures["rows"]
+    print(f"\n{card(figures)}")
     print(f"\nPocket benchmark, {figures['split']} split: {figures['questions']} questions, {figures['dtype']}, "
           f"{figures['machine']}. 95 % intervals in brackets.")  # fmt: skip
     for title, chosen in (
@@ -279,5 +310,5 @@ def _cells(row: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
-def _interval(bounds: Sequence[float]) -> str:
-    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+def _interval(bounds: Sequence[float], digits: int = 3) -> str:
+    return f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,64 @@ def draw_sample(samples: np.ndarray, sampling_rate: int, report: SampleReport, a
         bottom.set_xticks(heads)
         bottom.legend(loc="upper right", fontsize=8, ncols=2)
     bottom.set_xlabel("head of the probe layer")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRow:
+    """What was kept for one question.
+
+    Attributes:
+        title: The question.
+        reports: Keep ratio -> what was kept.
+        audio_start: Position of the first audio token.
+        evidence: ``(start, end)`` in seconds of what must be heard to answer.
+    """
+
+    title: str
+    reports: Mapping[float, SampleReport]
+    audio_start: int
+    evidence: Sequence[tuple[float, float]] = ()
+
+
+def draw_kept(samples: np.ndarray, sampling_rate: int, rows: Sequence[KeptRow], path: Path) -> None:
+    """Draws one audio's spectrogram, and below it the tokens kept for each question at each ratio.
+
+    Args:
+        samples: float ``[n]``, the audio.
+        sampling_rate: In Hz.
+        rows: The questions about it; stretches of evidence are framed.
+        path: The PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    seconds = len(samples) / sampling_rate
+    heights = [3.0, *(0.5 + 0.35 * len(row.reports) for row in rows)]
+    figure, axes = plt.subplots(
+        len(heights), 1, figsize=(11, 1.2 + sum(heights)), height_ratios=heights, sharex=True, layout="constrained"
+    )
+    mel = mel_spectrogram(samples, sampling_rate)
+    axes[0].imshow(mel, origin="lower", aspect="auto", extent=(0, seconds, 0, len(mel)), cmap="magma")
+    axes[0].set_ylabel("mel band")
+    for axis, row in zip(axes[1:], rows, strict=True):
+        kept = np.zeros((len(row.reports), next(iter(row.reports.values())).seen), dtype=bool)
+        for line, report in zip(kept, row.reports.values(), strict=True):
+            line[report.kept.numpy() - row.audio_start] = True
+        axis.imshow(
+            kept, aspect="auto", cmap="Greys", vmin=0, vmax=1.6, interpolation="nearest",
+            extent=(0, seconds, len(kept), 0),
+        )  # fmt: skip
+        for start, end in row.evidence:
+            axis.axvspan(start, end, facecolor="none", edgecolor="C3", linewidth=1.8)
+        axis.set_yticks(np.arange(len(kept)) + 0.5, [f"{ratio:g}" for ratio in row.reports])
+        axis.set_ylabel("kept")
+        axis.set_title(row.title, fontsize=9)
+    axes[-1].set_xlabel("time / s  (framed: where the answer is)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -11,7 +11,7 @@ from headrouter_pl.data.audio import AudioError, read_audio
 from headrouter_pl.data.sealed import is_sealed
 from headrouter_pl.wheels import fetch_members
 
-__all__ = ["SAMPLING_RATE", "SPEECH_CLIPS", "demo_speech"]
+__all__ = ["SAMPLING_RATE", "SPEECH_CLIPS", "demo_speech", "speech_files"]
 
 SAMPLING_RATE = 16_000
 """Hz, of everything that this module returns."""
@@ -58,9 +58,8 @@ def demo_speech(
     """
     if seconds is not None and not (math.isfinite(seconds) and round(seconds * SAMPLING_RATE) >= 1):
         raise AudioError(f"got seconds={seconds}, expected a positive number of seconds, or None")
-    clips = {key: digest for key, digest in SPEECH_CLIPS.items() if not is_sealed(key)}
-    paths = fetch_members(_REQUIREMENT, clips, cache, progress, platform=_PLATFORM)
-    first = read_audio(paths[next(iter(clips))], SAMPLING_RATE)
+    paths = speech_files(cache, progress)
+    first = read_audio(next(iter(paths.values())), SAMPLING_RATE)
     if seconds is None:
         return first, SAMPLING_RATE
     wanted = round(seconds * SAMPLING_RATE)
@@ -68,10 +67,17 @@ def demo_speech(
         return first[:wanted].copy(), SAMPLING_RATE
     pause = np.zeros(round(_PAUSE * SAMPLING_RATE), dtype=np.float32)
     pieces = []
-    for key in clips:
-        clip = read_audio(paths[key], SAMPLING_RATE)
+    for path in paths.values():
+        clip = read_audio(path, SAMPLING_RATE)
         pieces += [clip * np.float32(_rms(first) / _rms(clip)), pause]
     return np.resize(np.concatenate(pieces), wanted), SAMPLING_RATE
+
+
+def speech_files(cache: Path | None = None, progress: bool = True) -> dict[str, Path]:
+    """The recordings of `SPEECH_CLIPS` that are not sealed, in that order; see `demo_speech`."""
+    clips = {key: digest for key, digest in SPEECH_CLIPS.items() if not is_sealed(key)}
+    found = fetch_members(_REQUIREMENT, clips, cache, progress, platform=_PLATFORM)
+    return {key: found[key] for key in clips}
 
 
 def _rms(samples: np.ndarray) -> float:

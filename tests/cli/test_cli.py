@@ -165,7 +165,13 @@ class TestCommands:
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
         assert caught.value.code == 0
-        option = {"router": "--folds", "data": "pocket", "demo": "--seconds", "benchmark": "--runs", "evaluate": "--checkpoint"}[command]
+        option = {
+            "router": "--folds",
+            "data": "pocket",
+            "demo": "--questions",
+            "benchmark": "--runs",
+            "evaluate": "--checkpoint",
+        }[command]
         assert option in capsys.readouterr().out
 
     def test_version_and_arguments_of_the_process(

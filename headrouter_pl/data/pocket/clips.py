@@ -67,8 +67,8 @@ class Source:
     Attributes:
         name: Short name.
         packages: Debian packages it needs -> the version it was written for.
-        index: Lists the clips under a root folder (``/`` on an installed system), sorted by key, by name alone: no audio
-            is decoded. Sealed clips are listed too; who reads leaves them out.
+        index: Lists the clips under a root folder (``/`` on an installed system) by name alone: no audio is
+            decoded. Sealed clips are listed too; who reads leaves them out.
         read: Decodes one clip -> float32 ``[samples]``, mono, at :data:`SAMPLING_RATE`, as recorded (not trimmed, not
             normalised). ``None``: the file is read by :func:`headrouter_pl.data.read_audio`.
     """

@@ -15,24 +15,27 @@ from headrouter_pl.data.pocket.scenes import Event, Scene
 
 __all__ = ["QUESTION_TASKS", "Question", "QuestionTask", "Vocabulary", "ask", "role_of"]
 
-NATO = frozenset(
-    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "
-    "sierra tango uniform victor whiskey x-ray yankee zulu".split()
-)
 NUMBER_LANGUAGES = frozenset({"English", "Spanish", "French", "Italian", "Russian"})
 LANGUAGES = frozenset(
-    "English Spanish French Italian Russian Czech Dutch Mandarin Greek Romanian Bulgarian Catalan".split()
-)
+    {
+        "English", "Spanish", "French", "Italian", "Russian", "Czech", "Dutch", "Mandarin", "Greek", "Romanian",
+        "Bulgarian", "Catalan",
+    }
+)  # fmt: skip
 """Languages that are asked for: those of which there is enough."""
 
 SOUNDS = frozenset(
-    "drum cymbal keyboard mammal bird insect monster machine weapon tool water fire footsteps explosion bell door".split()
-)
+    {
+        "drum", "cymbal", "keyboard", "mammal", "bird", "insect", "monster", "machine", "weapon", "tool", "water",
+        "fire", "footsteps", "explosion", "bell", "door",
+    }
+)  # fmt: skip
 """Kinds of sound that are asked for: those that several independent recordings show and a person can tell apart."""
 
 _SPELLED = re.compile(
     r"\d|\b(zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|twenty|thirty"
-    r"|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|first|second|third|[b-hj-z])\b", re.IGNORECASE,
+    r"|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|first|second|third|[b-hj-z])\b",
+    re.IGNORECASE,
 )
 NAMED_VOICES = frozenset(
     f"{source}/{name}"
@@ -240,14 +243,16 @@ def _phrase(c: Context) -> Iterator[Question]:
             continue
         if c.rng.random() < c.choices:
             prompt = c.pick("Which of these is said?", "Which of these phrases do you hear?")
-            yield c.question("phrase", prompt, answer, c.vocabulary.answers["phrase"], [event], exclude=said, choices=True)
+            yield c.question(
+                "phrase", prompt, answer, c.vocabulary.answers["phrase"], [event], exclude=said, choices=True
+            )
         elif ref := c.refer(event):
             prompt = c.pick(f"What does {ref} say?", f"Which phrase does {ref} say?")
             yield c.question("phrase", prompt, answer, c.vocabulary.answers["phrase"], [event], choices=False)
 
 
 def _object(c: Context) -> Iterator[Question]:
-    if (event := c.alone("item")) is None:
+    if (event := c.alone("item")) is None or not c.clips[event].category:
         return
     clip = c.clips[event]
     pool, categories = c.vocabulary.answers["item"], c.vocabulary.category
@@ -265,7 +270,9 @@ def _line(c: Context) -> Iterator[Question]:
     for event in lines:
         said = [clip.english for clip in c.clips]
         prompt = c.pick("Which line is said, in translation?", "What is the meaning of the line in this dialogue?")
-        yield c.question("line", prompt, c.clips[event].english, c.vocabulary.answers["room"], [event], exclude=said, choices=True)
+        yield c.question(
+            "line", prompt, c.clips[event].english, c.vocabulary.answers["room"], [event], exclude=said, choices=True
+        )
 
 
 def _transcription(c: Context) -> Iterator[Question]:
@@ -286,7 +293,7 @@ def spoken_text(clip: Clip) -> str:
 def labels_of(clip: Clip) -> dict[str, str]:
     """What can be told of a clip in one word or phrase: attribute -> label."""
     role = role_of(clip)
-    found = {role: getattr(clip, label) for name, label in ROLE_LABEL.items() if name == role}
+    found = {role: getattr(clip, ROLE_LABEL[role])} if role in ROLE_LABEL else {}
     if clip.kind == "speech":
         found |= {"gender": clip.gender, "category": clip.category}
         found["language"] = clip.language if clip.language in LANGUAGES else ""
@@ -306,7 +313,9 @@ def _speaker(c: Context) -> Iterator[Question]:
         if is_named(clip.voice) and (ref := c.refer(event)):
             prompt = c.pick(f"Whose voice is {ref}?", f"Who is {ref}?")
             others = [voice_name(other) for i, other in enumerate(c.clips) if i != event and voices[i] != clip.voice]
-            yield c.question("speaker", prompt, voice_name(clip), c.vocabulary.answers["voice"], [event], exclude=others)
+            yield c.question(
+                "speaker", prompt, voice_name(clip), c.vocabulary.answers["voice"], [event], exclude=others
+            )
 
 
 def _language(c: Context) -> Iterator[Question]:
@@ -330,7 +339,8 @@ def _same_speaker(c: Context) -> Iterator[Question]:
     if len(c.speech) == 2 and all(c.clips[i].voice for i in c.speech):
         first, second = (c.clips[i] for i in c.speech)
         prompt = c.pick("Do the two voices belong to the same person?", "Is it the same person who speaks twice?")
-        yield Question("same_speaker", prompt, "yes" if first.voice == second.voice else "no", ("yes", "no"), tuple(c.speech), 0.5)
+        answer = "yes" if first.voice == second.voice else "no"
+        yield Question("same_speaker", prompt, answer, ("yes", "no"), tuple(c.speech), 0.5)
 
 
 def _first_speaker(c: Context) -> Iterator[Question]:
@@ -338,7 +348,8 @@ def _first_speaker(c: Context) -> Iterator[Question]:
     if len(set(genders)) == 2 and "" not in genders:
         sides = c.pick("the man or the woman", "the woman or the man")
         when, event = (("first", c.speech[0]), ("last", c.speech[-1]))[int(c.rng.integers(2))]
-        yield Question("first_speaker", f"Who speaks {when}, {sides}?", c.clips[event].gender, ("man", "woman"), tuple(c.speech), 0.5)
+        prompt = f"Who speaks {when}, {sides}?"
+        yield Question("first_speaker", prompt, c.clips[event].gender, ("man", "woman"), tuple(c.speech), 0.5)
 
 
 def _voice_count(c: Context) -> Iterator[Question]:

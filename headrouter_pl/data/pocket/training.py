@@ -93,7 +93,9 @@ class _Planned(Dataset[PackedSample]):
 class CurriculumSampler(BatchSampler):
     """Bucketed batches of one stage after another, as one epoch."""
 
-    def __init__(self, lengths: Sequence[Sequence[int]], max_tokens: int, *, seed: int = 0, sampler: Any = None) -> None:
+    def __init__(
+        self, lengths: Sequence[Sequence[int]], max_tokens: int, *, seed: int = 0, sampler: Any = None
+    ) -> None:
         self.stages = [LengthBucketSampler(stage, max_tokens, seed=seed + i) for i, stage in enumerate(lengths)]
         self.offsets = np.cumsum([0, *(len(stage) for stage in lengths)]).tolist()
         self.sampler, self.batch_size, self.drop_last = self, 1, False  # type: ignore[assignment]
@@ -190,9 +192,7 @@ class PocketDataModule(L.LightningDataModule):
 
     def _encoded(self, library: ClipLibrary, split: str) -> list[EncodedWindows]:
         pools = Pools.of(library, split)
-        return [
-            EncodedWindows(pools, count, self.seed, self.cache, draw) for draw, count in self.counts[split].items()
-        ]
+        return [EncodedWindows(pools, count, self.seed, self.cache, draw) for draw, count in self.counts[split].items()]
 
     def _windows(self, split: str) -> _Joined:
         return _Joined(self._encoded(self.library, split))

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from headrouter_pl.data.pocket.clips import Clip
 from headrouter_pl.data.pocket.pools import Pools
 from headrouter_pl.data.pocket.scenes import Scene, lay_out, render
 from headrouter_pl.wheels import cache_root
@@ -57,9 +58,9 @@ def draw_window(
     clips, filled = [], 0.6
     while True:
         if clips and rng.random() < 0.15:  # the same voice again, so that "the same person" is asked with both answers
-            voice = pools.library.clips[clips[-1]].voice
             again = [name for name in ("prompt", "phrase", "item", "number") if name in pools.roles]
-            clip = pools.draw(rng, str(rng.choice(again)), where=lambda other: voice != "" and other.voice == voice)
+            same = partial(_is_voice, pools.library.clips[clips[-1]].voice)
+            clip = pools.draw(rng, str(rng.choice(again)), where=same)
         else:
             clip = pools.draw(rng, str(rng.choice(names, p=shares / shares.sum())))
         if clip is None:
@@ -70,6 +71,10 @@ def draw_window(
         clips.append(clip)
     scene = lay_out(rng, pools.library, clips, None, backgrounds=pools.backgrounds, max_speed=max_speed)
     return replace(scene, seconds=WINDOW_SECONDS)
+
+
+def _is_voice(voice: str, clip: Clip) -> bool:
+    return voice != "" and clip.voice == voice
 
 
 def draw_varied_window(rng: np.random.Generator, pools: Pools) -> Scene:
@@ -92,52 +97,69 @@ def draw_sparse_window(rng: np.random.Generator, pools: Pools, weights: Mapping[
 class EncodedWindows(Sequence[np.ndarray]):
     """Windows and what the encoder makes of them.
 
+    Encoded windows are cached under a hash of their recipes and clips: a change of what is drawn is encoded anew.
+
     Args:
         pools: Clips to draw from.
-        count: Number of windows.
-        seed: Seed of the first; window ``i`` does not depend on ``count``.
+        size: Number of windows.
+        seed: Seed of the first; window ``i`` does not depend on ``size``.
         cache: :func:`headrouter_pl.wheels.cache_root` if None.
-        draw: Draws a window: :func:`draw_window` or :func:`draw_sparse_window`.
+        draw: Draws a window: :func:`draw_window`, :func:`draw_varied_window` or :func:`draw_sparse_window`.
     """
 
     def __init__(
         self,
         pools: Pools,
-        count: int,
+        size: int,
         seed: int = 0,
         cache: Path | None = None,
         draw: Callable[[np.random.Generator, Pools], Scene] = draw_window,
     ) -> None:
         self.pools = pools
-        self.count = count
+        self.size = size
         self.seed = seed
         self.draw = draw
-        recipe: list[Any] = [_RECIPE, pools.library.name, sorted(pools.roles), dict(ROLE_WEIGHTS), seed]
-        recipe += [] if draw is draw_window else [draw.__name__]
-        name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
-        self.folder = (cache_root() if cache is None else Path(cache)) / "pocket-windows" / name
+        self.folder = (cache_root() if cache is None else Path(cache)) / "pocket-windows"
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     @cached_property
+    def _drawn(self) -> list[Scene]:
+        """The recipes, up to the end of the last file."""
+        whole = -(-self.size // _SHARD) * _SHARD
+        return [self.draw(np.random.default_rng([self.seed, i]), self.pools) for i in range(whole)]
+
+    @property
     def scenes(self) -> list[Scene]:
         """The recipe of each window."""
-        return [self.draw(np.random.default_rng([self.seed, i]), self.pools) for i in range(self.count)]
+        return self._drawn[: self.size]
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        digests = self.pools.library.digests
+        paths = []
+        for first in range(0, len(self._drawn), _SHARD):
+            scenes = self._drawn[first : first + _SHARD]
+            heard = [
+                [digests[event.clip] for event in (*scene.events, *scene.murmurs)]
+                + ([] if scene.background is None else [digests[scene.background]])
+                for scene in scenes
+            ]
+            recipe = json.dumps([_RECIPE, [scene.to_dict() for scene in scenes], heard])
+            paths.append(self.folder / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.npy")
+        return paths
 
     def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
         """float16 ``[750, 512]``: the encoder's output for one window."""
-        return self._shard(index // _SHARD)[index % _SHARD]
-
-    def _shard(self, number: int) -> np.ndarray:
-        return np.load(self._path(number), mmap_mode="r")
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:05}.npy"
+        if not -self.size <= index < self.size:
+            raise IndexError(index)
+        index %= self.size
+        return np.load(self._paths[index // _SHARD], mmap_mode="r", allow_pickle=False)[index % _SHARD]
 
     def missing(self) -> list[int]:
         """Numbers of the files that are not cached yet."""
-        return [n for n in range(-(-self.count // _SHARD)) if not self._path(n).is_file()]
+        return [number for number, path in enumerate(self._paths) if not path.is_file()]
 
     def encode(self, model: Any, processor: Any, *, progress: bool = True) -> None:
         """Encodes what is not cached yet; a file appears only once it is whole.
@@ -152,15 +174,14 @@ class EncodedWindows(Sequence[np.ndarray]):
         tower, extract = model.model.audio_tower, processor.feature_extractor
         for number in tqdm(missing, desc="windows", unit=f"{_SHARD} windows", disable=not progress):
             rows = []
-            for i in range(number * _SHARD, (number + 1) * _SHARD):
-                scene = self.draw(np.random.default_rng([self.seed, i]), self.pools)
+            for scene in self._drawn[number * _SHARD : (number + 1) * _SHARD]:
                 audio = render(scene, self.pools.library)
                 mel = extract(audio, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt")
                 with torch.inference_mode():
                     features = mel["input_features"].to(tower.device, tower.dtype)
                     mask = mel["attention_mask"].to(tower.device)
                     rows.append(tower(features, input_features_mask=mask).last_hidden_state[0].half().cpu().numpy())
-            scratch = self._path(number).with_suffix(f".{os.getpid()}.tmp")
+            scratch = self._paths[number].with_suffix(f".{os.getpid()}.tmp")
             with open(scratch, "wb") as out:
                 np.save(out, np.stack(rows), allow_pickle=False)
-            os.replace(scratch, self._path(number))
+            os.replace(scratch, self._paths[number])

@@ -27,7 +27,9 @@ def named(stem: str, wanted: str, split: Callable[[str], str]) -> str:
 
 
 def tone(seconds: float, pitch: float = 440.0) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * SAMPLING_RATE)) / SAMPLING_RATE)).astype(np.float32)
+    return (0.3 * np.sin(2 * np.pi * pitch * np.arange(int(seconds * SAMPLING_RATE)) / SAMPLING_RATE)).astype(
+        np.float32
+    )
 
 
 def labelled(split: str) -> Iterator[dict[str, str]]:
@@ -72,12 +74,16 @@ def tones() -> list[Clip]:
     clips = []
     for split in ("train", "validation", "test"):
         for number, labels in enumerate(labelled(split)):
-            key = named(f"usr/share/tones/{split}-{number:03}", "open", lambda name: ("open", "sealed")[is_sealed(name)])
+            key = named(
+                f"usr/share/tones/{split}-{number:03}", "open", lambda name: ("open", "sealed")[is_sealed(name)]
+            )
             clips.append(Clip(key=key, package="tones", licence="CC0-1.0", **labels))
             assert split_of(clips[-1]) == split, clips[-1]
     for number in range(3):
         key = named(f"usr/share/tones/{number}", "sealed", lambda name: ("open", "sealed")[is_sealed(name)])
-        clips.append(Clip(key=key, package="tones", kind="speech", voice="hedgewars/Singer", phrase="hush", content="hush"))
+        clips.append(
+            Clip(key=key, package="tones", kind="speech", voice="hedgewars/Singer", phrase="hush", content="hush")
+        )
     return sorted(clips, key=lambda clip: clip.key)
 
 

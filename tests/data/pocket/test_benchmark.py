@@ -114,7 +114,7 @@ class TestPromptsAlone:
     def test_looks_do_not_tell_the_right_option(self, drawn: Drawn) -> None:
         asked = [question for question in questions(drawn) if len(question.options) == 4]
         for looks in (len, lambda option: -len(option), lambda option: option):
-            hits = [sorted(q.options, key=lambda o: (looks(o), o))[0] == q.answer for q in asked]  # noqa: B023
+            hits = [sorted(q.options, key=lambda o: (looks(o), o))[0] == q.answer for q in asked]
             assert abs(np.mean(hits) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / len(asked))
 
     def test_no_constant_answer_is_right_more_often_than_chance(self, drawn: Drawn) -> None:
@@ -222,22 +222,23 @@ class TestOpen:
         def stop(*args: object) -> None:
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(benchmark, "render", stop)
-            open_benchmark("test", scenes=1, cache=small)
+            with pytest.raises(KeyboardInterrupt):
+                open_benchmark("test", scenes=1, cache=small)
         assert [path.suffix for path in (small / "pocket-benchmark").iterdir()] == [".lock"]
         assert open_benchmark("test", scenes=1, cache=small).items
 
     def test_sealed_only_by_its_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Opened(Exception):
+        class OpenedError(Exception):
             pass
 
         def open_library(**options: object) -> None:
-            raise Opened(options["sealed"])
+            raise OpenedError(options["sealed"])
 
         monkeypatch.setattr(benchmark.ClipLibrary, "open", open_library)
         for split in ("train", "validation", "test", "sealed"):
-            with pytest.raises(Opened, match=str(split == "sealed")):
+            with pytest.raises(OpenedError, match=str(split == "sealed")):
                 open_benchmark(split, cache=tmp_path)
         with pytest.raises(HeadRouterError, match="tset"):
             open_benchmark("tset", cache=tmp_path)

@@ -84,9 +84,10 @@ class TestOpen:
         def stop(*args: object) -> None:
             raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(library_module.os, "replace", stop)
-            open_library(source, tmp_path)
+            with pytest.raises(KeyboardInterrupt):
+                open_library(source, tmp_path)
         assert [path.suffix for path in (tmp_path / "cache/pocket-clips").iterdir()] == [".lock"]
         assert len(open_library(source, tmp_path).clips) == 1
 

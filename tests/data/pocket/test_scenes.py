@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def library(tmp_path: Path) -> ClipLibrary:
     ]
     cuts = np.cumsum([0, *map(len, parts)]).tolist()
     (tmp_path / "clips.i16").write_bytes(np.round(np.concatenate(parts) * 32767).astype("<i2").tobytes())
-    spans = [(0, first, last) for first, last in zip(cuts, cuts[1:], strict=False)]
+    spans = [(0, first, last) for first, last in pairwise(cuts)]
     return ClipLibrary([], [], spans, [tmp_path / "clips.i16"], [], [], {}, "tones")
 
 

@@ -1,0 +1,169 @@
+"""Training data: plans, their order over the curriculum, and batches, on tones that were never encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrouter_pl.data.packing import PackedSample
+from headrouter_pl.data.pocket.library import ClipLibrary
+from headrouter_pl.data.pocket.pools import Pools
+from headrouter_pl.data.pocket.questions import Vocabulary
+from headrouter_pl.data.pocket.training import CurriculumSampler, PocketDataModule, Stage
+from headrouter_pl.data.pocket.windows import _SHARD, FRAMES_PER_SECOND, WINDOW_SECONDS, EncodedWindows
+
+FRAMES = round(WINDOW_SECONDS * FRAMES_PER_SECOND)
+STAGES = [Stage(30, (1, 2), questions=3), Stage(10, windows=2, questions=8)]
+
+
+class Collate:
+    """Counts tokens and keeps samples, where the real one needs a tokenizer."""
+
+    def length(self, frames: int, questions: Sequence[tuple[str, str]]) -> int:
+        return frames + 10 * len(questions)
+
+    def __call__(self, samples: list[PackedSample]) -> list[PackedSample]:
+        return samples
+
+
+def encode(windows: EncodedWindows) -> None:
+    """In place of the encoder's output: the number of the window, and of the frame."""
+    windows.folder.mkdir(parents=True, exist_ok=True)
+    for number in windows.missing():
+        shard = np.zeros((_SHARD, FRAMES, 2), np.float16)
+        shard[..., 0] = np.arange(number * _SHARD, (number + 1) * _SHARD)[:, None]
+        shard[..., 1] = np.arange(FRAMES)
+        np.save(windows._path(number), shard)
+
+
+@pytest.fixture
+def data(tones_library: ClipLibrary, tmp_path: Path) -> PocketDataModule:
+    module = PocketDataModule(
+        STAGES,
+        windows=6,
+        varied_windows=2,
+        sparse_windows=2,
+        validation_windows=3,
+        max_tokens=1600,
+        cache=str(tmp_path),
+    )
+    module.library, module.vocabulary = tones_library, Vocabulary(tones_library)
+    module.collate = Collate()  # type: ignore[assignment]
+    for split in ("train", "validation"):
+        for windows in module._encoded(tones_library, split):
+            encode(windows)
+            assert not windows.missing()
+    return module
+
+
+def test_windows_are_drawn_by_number(tones_library: ClipLibrary, tmp_path: Path) -> None:
+    pools = Pools.of(tones_library, "train")
+    few, many = (EncodedWindows(pools, count, 3, tmp_path) for count in (2, 5))
+    assert few.folder == many.folder
+    assert few.scenes == many.scenes[:2]
+    assert EncodedWindows(pools, 2, 4, tmp_path).folder != few.folder
+    for scene in many.scenes:
+        assert scene.seconds == WINDOW_SECONDS
+        assert max(event.end for event in scene.events) <= WINDOW_SECONDS
+        assert {tones_library.splits[event.clip] for event in scene.events} == {"train"}
+
+
+def test_half_a_file_is_not_taken_for_a_window(tones_library: ClipLibrary, tmp_path: Path) -> None:
+    windows = EncodedWindows(Pools.of(tones_library, "train"), 30, 0, tmp_path)
+    encode(windows)
+    windows._path(1).rename(windows._path(1).with_suffix(".123.tmp"))  # what a stop leaves
+    assert windows.missing() == [1]
+
+
+def test_plans_are_the_same_for_the_same_seed(data: PocketDataModule) -> None:
+    windows = data._windows("train")
+    for stage in STAGES:
+        assert data._plan(windows, stage, [0, 1]) == data._plan(windows, stage, [0, 1])
+        assert data._plan(windows, stage, [0, 1]) != data._plan(windows, stage, [0, 2])
+
+
+def test_plans_are_what_the_stage_says(data: PocketDataModule) -> None:
+    windows = data._windows("train")
+    for plan in data._plan(windows, STAGES[0], [0, 0]):
+        ((window, first, last),) = plan.parts
+        assert 0 <= first < last <= FRAMES
+        inside = [
+            event
+            for event in windows.scenes[window].events
+            if first / FRAMES_PER_SECOND <= event.start and event.end <= last / FRAMES_PER_SECOND
+        ]
+        assert 1 <= len(inside) <= 2
+        assert 1 <= len(plan.questions) <= 3
+    for plan in data._plan(windows, STAGES[1], [0, 1]):
+        assert 1 <= len(plan.parts) <= 2
+        assert all(part[1:] == (0, FRAMES) for part in plan.parts)
+        assert 1 <= len(plan.questions) <= 8
+
+
+def test_batches(data: PocketDataModule) -> None:
+    batches = list(data.train_dataloader())
+    assert sum(map(len, batches)) == sum(stage.samples for stage in STAGES)
+    for batch in batches:
+        lengths = [data.collate.length(len(sample.features), sample.questions) for sample in batch]
+        assert len(batch) == 1 or max(lengths) * len(batch) <= data.max_tokens
+        for sample in batch:
+            assert sample.questions
+            frames = np.asarray(sample.features)[:FRAMES, 1]
+            assert (np.diff(frames) == 1).all()  # neighbours in one window
+    longest_first_stage = max(len(s.features) for batch in batches for s in batch if int(s.key) < STAGES[0].samples)
+    assert longest_first_stage < FRAMES
+
+
+def test_validation_is_of_clips_held_out_and_always_the_same(data: PocketDataModule) -> None:
+    keys = [[[sample.questions for sample in batch] for batch in data.val_dataloader()] for _ in range(2)]
+    assert keys[0] == keys[1]
+    heard = {event.clip for scene in data._windows("validation").scenes for event in scene.events}
+    assert {data.library.splits[clip] for clip in heard} == {"validation"}
+
+
+class TestCurriculum:
+    LENGTHS = ([10] * 20, [50] * 10, [100] * 5)
+
+    def test_stages_follow_each_other_and_every_sample_comes_once(self) -> None:
+        batches = list(CurriculumSampler(self.LENGTHS, 200))
+        assert len(batches) == len(CurriculumSampler(self.LENGTHS, 200))
+        stages = [{(index >= 20) + (index >= 30) for index in batch} for batch in batches]
+        assert all(len(stage) == 1 for stage in stages)
+        order = [min(stage) for stage in stages]
+        assert order == sorted(order)
+        assert sorted(index for batch in batches for index in batch) == list(range(35))
+
+    @pytest.mark.parametrize("used", [0, 1, 4, 7])
+    def test_resume(self, used: int) -> None:
+        whole = list(CurriculumSampler(self.LENGTHS, 200, seed=3))
+        resumed = CurriculumSampler(self.LENGTHS, 200, seed=3)
+        resumed.load_state_dict({"done": used})
+        assert list(resumed) == whole[used:]
+
+    def test_a_loader_that_was_stopped_goes_on(self, data: PocketDataModule) -> None:
+        def keys(loader: object, count: int | None = None) -> list[list[str]]:
+            batches = []
+            for batch in loader:  # type: ignore[attr-defined]
+                batches.append([sample.key for sample in batch])
+                if len(batches) == count:
+                    break
+            return batches
+
+        whole = keys(data.train_dataloader())
+        stopped = data.train_dataloader()
+        assert keys(stopped, 3) == whole[:3]
+        state = stopped.state_dict()
+        resumed = data.train_dataloader()
+        resumed.load_state_dict(state)
+        assert keys(resumed) == whole[3:]
+
+    def test_seed_and_epoch_change_the_order(self) -> None:
+        sampler = CurriculumSampler(self.LENGTHS, 200)
+        first = list(sampler)
+        sampler.set_epoch(1)
+        assert list(sampler) != first
+        assert list(CurriculumSampler(self.LENGTHS, 200, seed=1)) != first
+        assert list(CurriculumSampler(self.LENGTHS, 200)) == first
