@@ -141,7 +141,7 @@ def _names(utterances: Sequence[Utterance]) -> list[str]:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(f" {text}", add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+    return tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
 
 
 def _loss(

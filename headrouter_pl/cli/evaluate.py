@@ -259,7 +259,7 @@ def card(figures: Mapping[str, Any]) -> str:
         rows = [found[name] for name in groups if name in found]
         count = sum(row["n"] for row in rows)
         for title, key in (("chance", "chance"), ("silenced", "accuracy_silenced")):
-            known = all(key in row for row in rows)
+            known = bool(rows) and all(key in row for row in rows)
             cells[title] = f"{sum(row[key] * row['n'] for row in rows) / count:.2f}" if known else ""
         table.append(cells)
     return format_table(table)

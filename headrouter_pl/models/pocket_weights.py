@@ -77,6 +77,8 @@ def export_pocket(
             "sha256": {file: hashlib.sha256((scratch / file).read_bytes()).hexdigest() for file in _FILES},
         }
         (scratch / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        for file in (*_FILES, _CARD):
+            (scratch / file).chmod(0o644)  # safetensors' own are for their owner alone
         (folder / _CARD).unlink(missing_ok=True)
         for file in (*_FILES, _CARD):
             os.replace(scratch / file, folder / file)

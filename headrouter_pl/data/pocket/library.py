@@ -184,7 +184,10 @@ class ClipLibrary:
         base = (cache_root() if cache is None else Path(cache)) / "pocket-clips"
         base.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
-        spans, files, names, dropped = [], [], [], {}
+        spans: list[tuple[int, int, int]] = []
+        files: list[Path] = []
+        names: list[str] = []
+        dropped: dict[str, str] = {}
         for source in sources:
             chosen = [clip for clip in source.index(root) if (split_of(clip) == "sealed") == sealed]
             recipe = [_RECIPE, source.packages, sealed, [dataclasses.asdict(clip) for clip in chosen]]

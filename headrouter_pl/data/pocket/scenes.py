@@ -152,7 +152,7 @@ def render(scene: Scene, library: ClipLibrary) -> np.ndarray:
     from scipy.signal import fftconvolve, resample
 
     rng = np.random.default_rng(scene.seed)
-    mix = np.zeros(round(scene.seconds * SAMPLING_RATE), np.float32)
+    mix: np.ndarray = np.zeros(round(scene.seconds * SAMPLING_RATE), np.float32)
     for event in (*scene.events, *scene.murmurs):
         samples = library.audio(event.clip) * 10 ** (event.level / 20)
         if event.speed != 1.0:
@@ -165,7 +165,7 @@ def render(scene: Scene, library: ClipLibrary) -> np.ndarray:
         decay = 10 ** (-3 * np.arange(tail) / tail)  # 60 dB over the reverberation time
         response = rng.standard_normal(tail) * decay * 0.03
         response[0] = 1.0
-        mix = fftconvolve(mix, response.astype(np.float32))[: len(mix)]
+        mix = fftconvolve(mix, response.astype(np.float32))[: len(mix)].astype(np.float32)
     if np.isfinite(scene.background_level):
         mix = mix + _background(scene, library, len(mix), rng) * 10 ** ((scene.background_level - 22) / 20)
     return (mix * min(1.0, 0.95 / max(float(np.abs(mix).max()), 1e-9))).astype(np.float32)

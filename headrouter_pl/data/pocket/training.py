@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from headrouter_pl.data.packing import PackedCollator, PackedSample
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.pools import Pools
 from headrouter_pl.data.pocket.questions import Question, Vocabulary, ask, heard, labels_of, spoken_text
-from headrouter_pl.data.pocket.scenes import join
+from headrouter_pl.data.pocket.scenes import Scene, join
 from headrouter_pl.data.pocket.windows import (
     FRAMES_PER_SECOND,
     EncodedWindows,
@@ -151,16 +151,16 @@ class PocketDataModule(L.LightningDataModule):
         self,
         stages: list[Stage],
         windows: int = 1200,
-        varied_windows: int = 600,
-        sparse_windows: int = 300,
+        varied_windows: int = 400,
+        sparse_windows: int = 200,
         validation_windows: int = 50,
-        max_tokens: int = 2048,
+        max_tokens: int = 1100,
         seed: int = 0,
         cache: str | None = None,
     ) -> None:
         super().__init__()
         self.stages = stages
-        self.counts = {
+        self.counts: dict[str, dict[Callable[[np.random.Generator, Pools], Scene], int]] = {
             "train": {draw_window: windows, draw_varied_window: varied_windows, draw_sparse_window: sparse_windows},
             "validation": {draw_window: validation_windows},
         }

@@ -55,7 +55,8 @@ def draw_window(
     """A window of 30 s, clips one closely after another."""
     names = [name for name in weights if name in pools.roles]
     shares = np.array([weights[name] for name in names])
-    clips, filled = [], 0.6
+    clips: list[int] = []
+    filled = 0.6
     while True:
         if clips and rng.random() < 0.15:  # the same voice again, so that "the same person" is asked with both answers
             again = [name for name in ("prompt", "phrase", "item", "number") if name in pools.roles]
