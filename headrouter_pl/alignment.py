@@ -86,7 +86,7 @@ def align_projector(
         embeddings: The decoder's, ``[vocabulary, hidden]``; not changed.
         tokenizer: The decoder's.
         utterances: What to learn from.
-        steps: Optimizer steps (AdamW, one-cycle cosine).
+        steps: Optimizer steps (AdamW, warm-up in a twentieth of them, then cosine).
         batch_size: Utterances in a step.
         learning_rate: Highest rate.
         seed: Of the order.
@@ -95,6 +95,8 @@ def align_projector(
     Returns:
         Means over the last hundred steps: ``"ctc"`` (nats a text) and, for each attribute, the share of right labels.
     """
+    from transformers import get_cosine_schedule_with_warmup
+
     rng = np.random.default_rng(seed)
     device = next(projector.parameters()).device
     embeddings = embeddings.detach().to(device, torch.float32)
@@ -113,7 +115,7 @@ def align_projector(
     order = np.argsort([len(u.features) for u in utterances])
     weights = [*projector.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     seen: list[dict[str, float]] = []
     projector.train()
     with tqdm(total=steps, desc="alignment", unit="step", disable=not progress) as bar:

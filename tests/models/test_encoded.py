@@ -45,7 +45,7 @@ def test_logits_are_the_stock_forwards(lora: bool) -> None:
     instead = encoded(model, batch)
     assert [int(n) for n in instead["input_features_mask"].sum(1)] == [row[0] for row in CLIPS]
     with encoded_audio(model):
-        torch.testing.assert_close(model(**instead).logits, want, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(**instead).logits, want, rtol=0, atol=5e-5)
         with pytest.raises(HeadRouterError, match="taken out already"):
             EncodedAudio(model)
         with pytest.raises(HeadRouterError, match="restore it to encode"):

@@ -36,7 +36,7 @@ def encode(windows: EncodedWindows) -> None:
         shard = np.zeros((_SHARD, FRAMES, 2), np.float16)
         shard[..., 0] = np.arange(number * _SHARD, (number + 1) * _SHARD)[:, None]
         shard[..., 1] = np.arange(FRAMES)
-        np.save(windows._path(number), shard)
+        np.save(windows._paths[number], shard)
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def data(tones_library: ClipLibrary, tmp_path: Path) -> PocketDataModule:
 def test_windows_are_drawn_by_number(tones_library: ClipLibrary, tmp_path: Path) -> None:
     pools = Pools.of(tones_library, "train")
     few, many = (EncodedWindows(pools, count, 3, tmp_path) for count in (2, 5))
-    assert few.folder == many.folder
+    assert few._paths == many._paths
     assert few.scenes == many.scenes[:2]
-    assert EncodedWindows(pools, 2, 4, tmp_path).folder != few.folder
+    assert EncodedWindows(pools, 2, 4, tmp_path)._paths != few._paths
     for scene in many.scenes:
         assert scene.seconds == WINDOW_SECONDS
         assert max(event.end for event in scene.events) <= WINDOW_SECONDS
@@ -74,7 +74,7 @@ def test_windows_are_drawn_by_number(tones_library: ClipLibrary, tmp_path: Path)
 def test_half_a_file_is_not_taken_for_a_window(tones_library: ClipLibrary, tmp_path: Path) -> None:
     windows = EncodedWindows(Pools.of(tones_library, "train"), 30, 0, tmp_path)
     encode(windows)
-    windows._path(1).rename(windows._path(1).with_suffix(".123.tmp"))  # what a stop leaves
+    windows._paths[1].rename(windows._paths[1].with_suffix(".123.tmp"))  # what a stop leaves
     assert windows.missing() == [1]
 
 
