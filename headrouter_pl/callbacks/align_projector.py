@@ -41,11 +41,11 @@ class AlignProjector(L.Callback):
         )
         if projector is None:
             raise HeadRouterError(f"{type(pl_module).__name__} holds no 'multi_modal_projector' to align.")
-        model: Any = pl_module.model
+        model: Any = pl_module
         figures = align_projector(
             projector,
-            model.get_input_embeddings().weight,
-            model_tokenizer(pl_module),
+            model.model.get_input_embeddings().weight,
+            model.processor.tokenizer,
             data.utterances(),
             steps=self.steps,
             batch_size=self.batch_size,
@@ -53,8 +53,3 @@ class AlignProjector(L.Callback):
             progress=trainer.is_global_zero,
         )
         rank_zero_info("Aligned: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-
-
-def model_tokenizer(pl_module: Any) -> Any:
-    """The tokenizer of a module's processor."""
-    return pl_module.processor.tokenizer

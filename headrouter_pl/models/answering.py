@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headrouter_pl.data.audio import AudioError
+from headrouter_pl.errors import HeadRouterError
 
 if TYPE_CHECKING:
     from transformers import Cache, ProcessorMixin
@@ -80,5 +80,7 @@ class AudioReader:
         text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         before, _, after = text.partition(self.processor.audio_token)
         if not after or self.processor.audio_token in after:
-            raise AudioError(f"the chat template does not render {prompt!r} as a text, one audio and a text: {text!r}")
+            raise HeadRouterError(
+                f"the chat template does not render {prompt!r} as a text, one audio and a text: {text!r}"
+            )
         return before + self.processor.audio_token, after

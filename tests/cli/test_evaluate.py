@@ -26,7 +26,6 @@ from headrouter_pl import LALMModule
 from headrouter_pl.cli import evaluate as command
 from headrouter_pl.cli import main
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
-from headrouter_pl.data.audio import AudioError
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import pocket_weights
@@ -85,7 +84,7 @@ def test_answers_are_those_of_the_plain_way() -> None:
             assert read.cache.get_seq_length() == read.ids.shape[1]
             texts.append(want)
     assert len(set(texts)) > 2  # both the audio and the question matter
-    with pytest.raises(AudioError, match="does not render"):
+    with pytest.raises(HeadRouterError, match="does not render"):
         reader.answer(read, f"w4 {AUDIO_TOKEN} w5")
 
 

@@ -21,6 +21,7 @@ from headrouter_pl.data.pocket.questions import Question, Vocabulary, ask, heard
 from headrouter_pl.data.pocket.scenes import Scene, join
 from headrouter_pl.data.pocket.windows import (
     FRAMES_PER_SECOND,
+    WINDOW_SECONDS,
     EncodedWindows,
     draw_sparse_window,
     draw_varied_window,
@@ -245,7 +246,7 @@ class PocketDataModule(L.LightningDataModule):
                 count = min(int(rng.integers(stage.events[0], stage.events[1] + 1)), len(events))
                 first = int(rng.integers(len(events) - count + 1))
                 before = events[first - 1].end if first else 0.0
-                after = events[first + count].start if first + count < len(events) else scene_end(windows, window)
+                after = events[first + count].start if first + count < len(events) else WINDOW_SECONDS
                 start = max(before, events[first].start - float(rng.uniform(0.04, 0.4)))
                 end = min(after, events[first + count - 1].end + float(rng.uniform(0.04, 0.4)))
                 frames = (int(start * FRAMES_PER_SECOND), int(np.ceil(end * FRAMES_PER_SECOND)))
@@ -256,11 +257,6 @@ class PocketDataModule(L.LightningDataModule):
                 questions = _choose(asked, stage.questions, rng)
                 plans.append(_Plan(tuple(parts), tuple((q.prompt, q.answer) for q in questions)))
         return plans
-
-
-def scene_end(windows: _Joined, window: int) -> float:
-    """Seconds of a window."""
-    return windows.scenes[window].seconds
 
 
 def _choose(asked: Sequence[Question], count: int, rng: np.random.Generator) -> list[Question]:

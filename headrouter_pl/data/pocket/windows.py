@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from headrouter_pl.data.pocket.clips import Clip
 from headrouter_pl.data.pocket.pools import Pools
 from headrouter_pl.data.pocket.scenes import Scene, lay_out, render
+from headrouter_pl.models.encoded import encode_audio
 from headrouter_pl.wheels import cache_root
 
 __all__ = ["FRAMES_PER_SECOND", "WINDOW_SECONDS", "EncodedWindows", "draw_window"]
@@ -172,16 +172,9 @@ class EncodedWindows(Sequence[np.ndarray]):
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = self.missing()
-        tower, extract = model.model.audio_tower, processor.feature_extractor
         for number in tqdm(missing, desc="windows", unit=f"{_SHARD} windows", disable=not progress):
-            rows = []
-            for scene in self._drawn[number * _SHARD : (number + 1) * _SHARD]:
-                audio = render(scene, self.pools.library)
-                mel = extract(audio, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt")
-                with torch.inference_mode():
-                    features = mel["input_features"].to(tower.device, tower.dtype)
-                    mask = mel["attention_mask"].to(tower.device)
-                    rows.append(tower(features, input_features_mask=mask).last_hidden_state[0].half().cpu().numpy())
+            scenes = self._drawn[number * _SHARD : (number + 1) * _SHARD]
+            rows = [encode_audio(model, processor, render(scene, self.pools.library)) for scene in scenes]
             scratch = self._paths[number].with_suffix(f".{os.getpid()}.tmp")
             with open(scratch, "wb") as out:
                 np.save(out, np.stack(rows), allow_pickle=False)
