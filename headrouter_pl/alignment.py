@@ -28,6 +28,9 @@ _ATTRIBUTE_WEIGHT = (
     0.5  # of all labels of an attribute; of one with hundreds of labels, less: they are learned by heart
 )
 _MANY_LABELS = 100
+# Of a label's logit, where 1 is the length of an embedding. It does not train: a label must be heard in every frame,
+# about as loud as a word, for the decoder to find it there.
+_SCALE = 12.0
 _FRAME_DROPOUT = 0.1
 _CHANNEL_DROPOUT = 0.1
 _NOISE = 0.2  # standard deviations of the channel
@@ -60,7 +63,6 @@ class _Heads(nn.Module):
         self.scale = nn.Parameter(torch.tensor(8.0))
         self.bias = nn.Parameter(torch.zeros(len(embeddings)))
         self.blank_bias = nn.Parameter(torch.zeros(1))
-        self.scales = nn.ParameterDict({name: nn.Parameter(torch.tensor(20.0)) for name in labels})
         self.directions: dict[str, Tensor] = {}
         for name, values in labels.items():
             rows = torch.stack([embeddings[ids[value]].mean(0) for value in values])
@@ -188,14 +190,16 @@ def _loss(
         )
         loss, figures["ctc"] = loss + ctc, ctc.item()
     inside = torch.arange(states.shape[1], device=device) < lengths[:, None]
-    mean = (states * inside[..., None]).sum(1) / lengths[:, None] / heads.norm
     for name, values in number.items():
         if rows := [row for row, i in enumerate(batch) if name in utterances[i].labels]:
             right = torch.tensor([values[utterances[batch[row]].labels[name]] for row in rows], device=device)
-            logits = mean[rows] @ heads.directions[name].t() * heads.scales[name]
+            logits = states[rows] @ (heads.directions[name].t() * (_SCALE / heads.norm))
+            here = inside[rows]
+            each = F.cross_entropy(logits[here], right[:, None].expand(here.shape)[here])
+            mean = (logits * here[..., None]).sum(1) / lengths[rows, None]
             weight = _ATTRIBUTE_WEIGHT * min(1.0, _MANY_LABELS / len(values))
-            loss = loss + weight * F.cross_entropy(logits, right)
-            figures[name] = (logits.argmax(-1) == right).float().mean().item()
+            loss = loss + weight * (each + F.cross_entropy(mean, right))
+            figures[name] = (mean.argmax(-1) == right).float().mean().item()
     return loss, figures
 
 

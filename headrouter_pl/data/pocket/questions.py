@@ -90,7 +90,8 @@ def role_of(clip: Clip) -> str:
         return "word"
     if role := next((role for role in ("phrase", "item", "room") if getattr(clip, role)), ""):
         return role
-    return "" if _SPELLED.search(f"{clip.english} {clip.content}") else "prompt"
+    said = re.sub(r"\d$", "", clip.content) if clip.language == "Mandarin" else clip.content  # a syllable's tone
+    return "" if _SPELLED.search(f"{clip.english} {said}") else "prompt"
 
 
 ROLE_LABEL = {
@@ -360,13 +361,15 @@ def _voice_count(c: Context) -> Iterator[Question]:
 
 
 def _sound(c: Context) -> Iterator[Question]:
-    if (event := c.alone("sound")) is not None:
+    # An instrument is a sound that is not speech, too, and drums are instruments.
+    if (event := c.alone("sound")) is not None and "instrument" not in c.roles:
         prompt = c.pick("Which kind of sound is heard?", "What makes the sound that is not speech?")
         yield c.question("sound", prompt, c.clips[event].sound, c.vocabulary.answers["sound"], [event])
 
 
 def _instrument(c: Context) -> Iterator[Question]:
-    if (event := c.alone("instrument")) is not None:
+    drums = any(clip.sound in ("drum", "cymbal") for clip in c.clips)
+    if (event := c.alone("instrument")) is not None and not drums:
         prompt = c.pick("Which instrument is played?", "What instrument do you hear?")
         yield c.question("instrument", prompt, c.clips[event].instrument, c.vocabulary.answers["instrument"], [event])
 

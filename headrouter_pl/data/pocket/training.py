@@ -15,13 +15,14 @@ from torch.utils.data import BatchSampler, Dataset
 from headrouter_pl.alignment import Utterance
 from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableDataLoader
 from headrouter_pl.data.packing import PackedCollator, PackedSample
+from headrouter_pl.data.pocket.compositions import Part, WindowPool
+from headrouter_pl.data.pocket.descriptions import DESCRIBE, describe
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.pools import Pools
 from headrouter_pl.data.pocket.questions import Question, Vocabulary, ask, heard, labels_of, spoken_text
-from headrouter_pl.data.pocket.scenes import Scene, join
+from headrouter_pl.data.pocket.scenes import Scene
 from headrouter_pl.data.pocket.windows import (
     FRAMES_PER_SECOND,
-    WINDOW_SECONDS,
     EncodedWindows,
     draw_sparse_window,
     draw_varied_window,
@@ -40,10 +41,12 @@ class Stage:
 
     Attributes:
         samples: Number of audios.
-        events: Fewest and most recordings in an audio, cut closely from a window; ignored with ``windows``.
+        events: Fewest and most recordings in an audio, each cut closely from any window; ignored with ``windows``.
         windows: Whole windows in an audio, at most; 0 for parts of windows.
         questions: Questions asked of an audio, at most.
         choices: Share of questions that name options.
+        described: Share of audios that are also to be described, see :func:`describe`.
+        pauses: Share of recordings that up to two seconds without any come before; ignored with ``windows``.
     """
 
     samples: int
@@ -51,34 +54,20 @@ class Stage:
     windows: int = 0
     questions: int = 6
     choices: float = 0.5
+    described: float = 0.0
+    pauses: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """An audio: frames of one window, or whole windows, and what is asked."""
+    """An audio: parts of windows, and what is asked."""
 
-    parts: tuple[tuple[int, int, int], ...]
+    parts: tuple[Part, ...]
     questions: tuple[tuple[str, str], ...]
 
 
-class _Joined(Sequence[np.ndarray]):
-    """Windows of several kinds as one sequence: the close ones, then the sparse ones."""
-
-    def __init__(self, kinds: Sequence[EncodedWindows]) -> None:
-        self.places = [(kind, i) for kind in kinds for i in range(len(kind))]
-        self.scenes = [scene for kind in kinds for scene in kind.scenes]
-        self.close = sum(len(kind) for kind in kinds if kind.draw is not draw_sparse_window)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
-        kind, place = self.places[index]
-        return kind[place]
-
-
 class _Planned(Dataset[PackedSample]):
-    def __init__(self, plans: Sequence[_Plan], windows: _Joined) -> None:
+    def __init__(self, plans: Sequence[_Plan], windows: WindowPool) -> None:
         self.plans = plans
         self.windows = windows
 
@@ -195,8 +184,8 @@ class PocketDataModule(L.LightningDataModule):
         pools = Pools.of(library, split)
         return [EncodedWindows(pools, count, self.seed, self.cache, draw) for draw, count in self.counts[split].items()]
 
-    def _windows(self, split: str) -> _Joined:
-        return _Joined(self._encoded(self.library, split))
+    def _windows(self, split: str) -> WindowPool:
+        return WindowPool(self._encoded(self.library, split))
 
     def train_dataloader(self) -> ResumableDataLoader:
         """The curriculum."""
@@ -210,7 +199,7 @@ class PocketDataModule(L.LightningDataModule):
     def val_dataloader(self) -> ResumableDataLoader:
         """Parts of two to four recordings, of clips held out."""
         windows = self._windows("validation")
-        plans = self._plan(windows, Stage(4 * windows.close, (2, 4)), [self.seed, 1 << 20])
+        plans = self._plan(windows, Stage(4 * len(windows), (2, 4)), [self.seed, 1 << 20])
         sampler = LengthBucketSampler([self._length(plan) for plan in plans], self.max_tokens, shuffle=False)
         return ResumableDataLoader(_Planned(plans, windows), batch_sampler=sampler, collate_fn=self.collate)
 
@@ -229,33 +218,21 @@ class PocketDataModule(L.LightningDataModule):
     def _length(self, plan: _Plan) -> int:
         return self.collate.length(sum(last - first for _, first, last in plan.parts), plan.questions)
 
-    def _plan(self, windows: _Joined, stage: Stage, seed: list[int]) -> list[_Plan]:
+    def _plan(self, windows: WindowPool, stage: Stage, seed: list[int]) -> list[_Plan]:
         rng = np.random.default_rng(seed)
         plans: list[_Plan] = []
         while len(plans) < stage.samples:
             if stage.windows:
-                count = int(rng.integers(1, stage.windows + 1))
-                # As many sparse windows as dense ones, whichever there are more of.
-                pool = np.arange(len(windows)) if rng.random() < 0.5 else np.arange(windows.close, len(windows))
-                chosen = rng.choice(pool if len(pool) >= count else len(windows), count, replace=False).tolist()
-                scene = join([windows.scenes[i] for i in chosen])
-                parts = [(i, 0, len(windows[i])) for i in chosen]
+                parts = windows.whole(rng, stage.windows)
             else:
-                window = int(rng.integers(windows.close))
-                events = windows.scenes[window].events
-                count = min(int(rng.integers(stage.events[0], stage.events[1] + 1)), len(events))
-                first = int(rng.integers(len(events) - count + 1))
-                before = events[first - 1].end if first else 0.0
-                after = events[first + count].start if first + count < len(events) else WINDOW_SECONDS
-                start = max(before, events[first].start - float(rng.uniform(0.04, 0.4)))
-                end = min(after, events[first + count - 1].end + float(rng.uniform(0.04, 0.4)))
-                frames = (int(start * FRAMES_PER_SECOND), int(np.ceil(end * FRAMES_PER_SECOND)))
-                scene = windows.scenes[window].part(start, end)
-                parts = [(window, *frames)]
-            asked = ask(scene, self.vocabulary, rng, choices=stage.choices)
-            if asked:
-                questions = _choose(asked, stage.questions, rng)
-                plans.append(_Plan(tuple(parts), tuple((q.prompt, q.answer) for q in questions)))
+                parts = windows.composed(rng, int(rng.integers(stage.events[0], stage.events[1] + 1)), stage.pauses)
+            scene = windows.scene(parts)
+            asked = _choose(ask(scene, self.vocabulary, rng, choices=stage.choices), stage.questions, rng)
+            questions = [(question.prompt, question.answer) for question in asked]
+            if rng.random() < stage.described and (answer := describe(scene, self.library)):
+                questions.append((DESCRIBE, answer))
+            if questions:
+                plans.append(_Plan(tuple(parts), tuple(questions)))
         return plans
 
 

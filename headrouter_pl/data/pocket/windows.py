@@ -32,13 +32,13 @@ ROLE_WEIGHTS: Mapping[str, float] = {
     "number": 0.10,
     "letter": 0.07,
     "word": 0.07,
-    "phrase": 0.12,
-    "item": 0.14,
-    "room": 0.07,
+    "phrase": 0.14,
+    "item": 0.12,
+    "room": 0.06,
     "prompt": 0.14,
-    "sentence": 0.10,
-    "sound": 0.10,
-    "instrument": 0.09,
+    "sentence": 0.08,
+    "sound": 0.12,
+    "instrument": 0.10,
 }
 """How often each role is heard in training windows."""
 

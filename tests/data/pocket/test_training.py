@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from headrouter_pl.data.packing import PackedSample
+from headrouter_pl.data.pocket.descriptions import DESCRIBE
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.pools import Pools
 from headrouter_pl.data.pocket.questions import Vocabulary
@@ -88,19 +89,23 @@ def test_plans_are_the_same_for_the_same_seed(data: PocketDataModule) -> None:
 def test_plans_are_what_the_stage_says(data: PocketDataModule) -> None:
     windows = data._windows("train")
     for plan in data._plan(windows, STAGES[0], [0, 0]):
-        ((window, first, last),) = plan.parts
-        assert 0 <= first < last <= FRAMES
-        inside = [
-            event
-            for event in windows.scenes[window].events
-            if first / FRAMES_PER_SECOND <= event.start and event.end <= last / FRAMES_PER_SECOND
-        ]
-        assert 1 <= len(inside) <= 2
+        assert all(0 <= first < last <= FRAMES for _, first, last in plan.parts)
+        assert 1 <= len(windows.scene(plan.parts).events) <= 2
         assert 1 <= len(plan.questions) <= 3
     for plan in data._plan(windows, STAGES[1], [0, 1]):
         assert 1 <= len(plan.parts) <= 2
         assert all(part[1:] == (0, FRAMES) for part in plan.parts)
         assert 1 <= len(plan.questions) <= 8
+
+
+def test_a_described_audio_names_what_is_in_it(data: PocketDataModule) -> None:
+    windows = data._windows("train")
+    for plan in data._plan(windows, Stage(20, (2, 3), questions=2, described=1.0), [0, 2]):
+        prompt, answer = plan.questions[-1]
+        assert prompt == DESCRIBE
+        assert len(answer.split("; ")) == len(windows.scene(plan.parts).events)
+        assert len(plan.questions) <= 3
+    assert all(prompt != DESCRIBE for plan in data._plan(windows, STAGES[0], [0, 0]) for prompt, _ in plan.questions)
 
 
 def test_batches(data: PocketDataModule) -> None:
@@ -111,8 +116,6 @@ def test_batches(data: PocketDataModule) -> None:
         assert len(batch) == 1 or max(lengths) * len(batch) <= data.max_tokens
         for sample in batch:
             assert sample.questions
-            frames = np.asarray(sample.features)[:FRAMES, 1]
-            assert (np.diff(frames) == 1).all()  # neighbours in one window
     longest_first_stage = max(len(s.features) for batch in batches for s in batch if int(s.key) < STAGES[0].samples)
     assert longest_first_stage < FRAMES
 

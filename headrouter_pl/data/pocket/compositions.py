@@ -1,0 +1,136 @@
+"""Training audio put together from parts of encoded windows: any recordings, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from headrouter_pl.data.pocket.clips import Clip
+from headrouter_pl.data.pocket.questions import heard, role_of
+from headrouter_pl.data.pocket.scenes import Scene, join
+from headrouter_pl.data.pocket.windows import (
+    FRAMES_PER_SECOND,
+    ROLE_WEIGHTS,
+    WINDOW_SECONDS,
+    EncodedWindows,
+    draw_sparse_window,
+)
+
+__all__ = ["Part", "WindowPool"]
+
+Part = tuple[int, int, int]
+"""A window's number and its first and last frame, end exclusive."""
+
+_SOUNDS = ("sound", "instrument")
+_EDGE = (0.04, 0.3)  # seconds of its window to keep before and after a recording
+_PAUSE = (5, 50)  # frames without a recording
+_SAME_VOICE = 0.2  # of the voices that follow another are the same person's
+
+
+class WindowPool(Sequence[np.ndarray]):
+    """Windows of several kinds as one sequence.
+
+    Args:
+        kinds: The windows, one entry a kind.
+    """
+
+    def __init__(self, kinds: Sequence[EncodedWindows]) -> None:
+        self.places = [(kind, i) for kind in kinds for i in range(len(kind))]
+        self.scenes = [scene for kind in kinds for scene in kind.scenes]
+        self.sparse = [number for number, (kind, _) in enumerate(self.places) if kind.draw is draw_sparse_window]
+        self.library = kinds[0].pools.library
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        kind, place = self.places[index]
+        return kind[place]
+
+    def scene(self, parts: Sequence[Part]) -> Scene:
+        """What is heard in parts that follow each other."""
+        rate = FRAMES_PER_SECOND
+        return join([self.scenes[window].part(first / rate, last / rate) for window, first, last in parts])
+
+    def whole(self, rng: np.random.Generator, most: int) -> list[Part]:
+        """One to ``most`` whole windows, half of the time sparse ones alone, whichever there are more of."""
+        count = int(rng.integers(1, most + 1))
+        sparse = len(self.sparse) >= count and rng.random() < 0.5
+        chosen = rng.choice(self.sparse if sparse else len(self), count, replace=False).tolist()
+        return [(window, 0, round(WINDOW_SECONDS * FRAMES_PER_SECOND)) for window in chosen]
+
+    def composed(self, rng: np.random.Generator, count: int, pauses: float) -> list[Part]:
+        """So many recordings of any windows, at most one of them a sound.
+
+        Args:
+            rng: Source of all choices.
+            count: Recordings.
+            pauses: Share of them before which up to two seconds without a recording are heard.
+        """
+        speech = [role for role in self._by_role if role not in _SOUNDS]
+        sounds = [role for role in self._by_role if role in _SOUNDS]
+        shares = np.array([ROLE_WEIGHTS[role] for role in speech])
+        roles = rng.choice(speech, count, p=shares / shares.sum()).tolist()
+        if sounds and rng.random() < (0.3 if count == 1 else 0.6):
+            roles[int(rng.integers(count))] = str(rng.choice(sounds))
+        parts: list[Part] = []
+        voices: list[str] = []
+        for role in roles:
+            again = bool(voices) and role not in _SOUNDS and rng.random() < _SAME_VOICE
+            pool = self._by_voice[str(rng.choice(voices))] if again else self._by_role[role]
+            window, event = pool[int(rng.integers(len(pool)))]
+            voice = self._clip(window, event).voice
+            voices += [voice] if voice else []
+            if parts and self._pauses and rng.random() < pauses:
+                quiet, first, last = self._pauses[int(rng.integers(len(self._pauses)))]
+                parts.append((quiet, first, min(last, first + int(rng.integers(*_PAUSE)))))
+            parts.append((window, *self._around(rng, window, event)))
+        return parts
+
+    def _clip(self, window: int, event: int) -> Clip:
+        return heard(self.library, self.scenes[window].events[event])
+
+    def _around(self, rng: np.random.Generator, window: int, event: int) -> tuple[int, int]:
+        """Frames of a recording with a little before and after, but nothing of its neighbours."""
+        events = self.scenes[window].events
+        before = events[event - 1].end if event else 0.0
+        after = events[event + 1].start if event + 1 < len(events) else WINDOW_SECONDS
+        start = max(before, events[event].start - float(rng.uniform(*_EDGE)))
+        end = min(after, events[event].end + float(rng.uniform(*_EDGE)))
+        return int(start * FRAMES_PER_SECOND), int(np.ceil(end * FRAMES_PER_SECOND))
+
+    def _heard(self) -> Iterator[tuple[tuple[int, int], Clip]]:
+        """Every recording of the windows, by window and event."""
+        for window, scene in enumerate(self.scenes):
+            for event in range(len(scene.events)):
+                yield (window, event), self._clip(window, event)
+
+    @cached_property
+    def _by_role(self) -> dict[str, list[tuple[int, int]]]:
+        found: dict[str, list[tuple[int, int]]] = {}
+        for place, clip in self._heard():
+            if role := role_of(clip):
+                found.setdefault(role, []).append(place)
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def _by_voice(self) -> dict[str, list[tuple[int, int]]]:
+        found: dict[str, list[tuple[int, int]]] = {}
+        for place, clip in self._heard():
+            found.setdefault(clip.voice, []).append(place)
+        return found
+
+    @cached_property
+    def _pauses(self) -> list[Part]:
+        """Where a sparse window has a second or more without a recording."""
+        found = []
+        for window in self.sparse:
+            events = self.scenes[window].events
+            ends = [0.0, *(event.end for event in events)]
+            starts = [*(event.start for event in events), WINDOW_SECONDS]
+            for end, start in zip(ends, starts, strict=True):
+                if start - end >= 1:
+                    found.append((window, int(np.ceil(end * FRAMES_PER_SECOND)), int(start * FRAMES_PER_SECOND)))
+        return found
