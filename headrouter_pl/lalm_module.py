@@ -113,24 +113,43 @@ class LALMModule(L.LightningModule):
         inputs = self._to_model_dtype(batch["inputs"])
         if "labels" not in inputs:
             raise HeadRouterError("A training batch needs inputs['labels']; AudioPromptDataModule makes them for fit.")
-        loss = self._answer_loss(inputs) if self._answer_logits else self.model(**inputs, use_cache=False).loss
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["keys"]))
-        return loss
+        output = self._answer_forward(inputs) if self._answer_logits else self.model(**inputs, use_cache=False)
+        self.log("train/loss", output.loss, prog_bar=True, batch_size=len(batch["keys"]))
+        return output.loss
 
-    def _answer_loss(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The stock loss, without logits of the tokens that have no label: nearly all, with audio."""
+    def _answer_forward(self, inputs: Mapping[str, Tensor]) -> Any:
+        """The stock forward with its loss, without logits of the tokens that have no label: nearly all, with audio.
+
+        Its logits are ``[M, vocabulary]``, of the M tokens that the labels follow.
+        """
         following = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
         answers = following != -100
         head: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
         hook = head.register_forward_pre_hook(lambda _, args: (args[0][answers], *args[1:]))
         try:
-            return self.model(**inputs, use_cache=False, shift_labels=following[answers]).loss
+            return self.model(**inputs, use_cache=False, shift_labels=following[answers])
         finally:
             hook.remove()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
-        """Generates and scores answers; returns them as ``texts``."""
-        return self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]] | None:
+        """Generates and scores answers; returns them as ``texts``.
+
+        Packed batches, of several questions an audio, are scored without generating: an answer is right if each of its
+        tokens is the likeliest after those before it, as greedy generation would have it. Logged as ``val/TASK``.
+        """
+        if "tasks" not in batch:
+            return self._evaluate(batch, "val")
+        inputs = self._to_model_dtype(batch["inputs"])
+        if not self._answer_logits:
+            raise HeadRouterError(f"Packed validation is for {', '.join(_ANSWER_LOGITS)}; give one question a sample.")
+        output = self._answer_forward(inputs)
+        right = _answered_exactly(output.logits, inputs["labels"]).tolist()
+        tasks = [task for row in batch["tasks"] for task in row]
+        self.log("val/loss", output.loss, batch_size=len(tasks))
+        for task in dict.fromkeys(tasks):
+            scores = [float(ok) for ok, name in zip(right, tasks, strict=True) if name == task]
+            self.log(f"val/{task}", sum(scores) / len(scores), batch_size=len(scores), on_epoch=True)
+        return None
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
         """Generates and scores answers; returns them as ``texts``."""
@@ -237,6 +256,23 @@ class LALMModule(L.LightningModule):
             projector.float().requires_grad_(True)
             # The encoder's outputs may be in half precision, and outside of autocast nothing else would cast them.
             projector.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
+
+
+def _answered_exactly(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether every token of an answer is the likeliest one.
+
+    Args:
+        logits: ``[M, vocabulary]`` of the M tokens that a label follows, row by row.
+        labels: int64 ``[n, L]``, -100 where there is none; an answer is a stretch of labels.
+
+    Returns:
+        Bool tensor ``[answers]``, row by row.
+    """
+    labelled = labels[:, 1:] != -100
+    begins = labelled & (labels[:, :-1] == -100)
+    answer = begins.flatten().cumsum(0)[labelled.flatten()] - 1
+    wrong = (logits.argmax(-1) != labels[:, 1:][labelled]).long()
+    return torch.zeros(int(begins.sum()), dtype=torch.long, device=labels.device).index_add(0, answer, wrong) == 0
 
 
 def _load(

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from headrouter_pl import AudioTokenPruner, HeadRouterCallback, HeadRouterError, LALMModule
 from headrouter_pl.errors import UnknownNameError, UnsupportedModelError
+from headrouter_pl.lalm_module import _answered_exactly
 from headrouter_pl.models.encoded import encode_windows, encoded_audio
 
 torch.set_num_threads(1)
@@ -406,3 +407,40 @@ class TestLoading:
         (folder / "config.json").write_text(config.replace("AudioFlamingo3ForConditionalGeneration", "Mystery"))
         with pytest.raises(HeadRouterError, match=r"architectures \['Mystery'\]; none is in transformers"):
             make(str(folder))
+
+
+def packed(answers: list[list[int]], ids: Tensor) -> dict[str, Any]:
+    """The batch of two samples with these answers at the ends of its prompts, as questions with tasks."""
+    batch = data()[0]
+    labels = torch.full_like(ids, -100)
+    for row, answer in enumerate(answers):
+        labels[row, -len(answer) :] = torch.tensor(answer)
+    return {"inputs": {**batch["inputs"], "input_ids": ids, "labels": labels}, "keys": ["a", "b"],
+            "tasks": [["code"], ["language"]]}  # fmt: skip
+
+
+def test_packed_validation_finds_right_what_would_be_generated() -> None:
+    """Two tokens are appended to each prompt: what greedy generation says, and in one sample something else."""
+    module, batch = make(), data()[0]
+    inputs = batch["inputs"]
+    with torch.no_grad():
+        said = module.model.generate(**inputs, max_new_tokens=2, do_sample=False)[:, -2:]  # type: ignore[operator]
+    wrong = said.clone()
+    wrong[1, 1] = (wrong[1, 1] + 1) % 90
+    scores = []
+    for answer in (said, wrong):
+        ids = torch.cat([inputs["input_ids"], answer], dim=1)
+        both = packed(answer.tolist(), ids)
+        both["inputs"]["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 2), value=1)
+        run = trainer()
+        run.validate(module, loader([both]), verbose=False)
+        scores.append({name: float(run.callback_metrics[f"val/{name}"]) for name in ("code", "language")})
+        assert run.callback_metrics["val/loss"] > 0
+    assert scores == [{"code": 1.0, "language": 1.0}, {"code": 1.0, "language": 0.0}]
+
+
+def test_each_answer_of_a_row_is_scored_by_itself() -> None:
+    labels = torch.tensor([[-100, -100, 3, 4, -100, 5, -100], [-100, 6, -100, -100, -100, -100, 7]])
+    likeliest = torch.tensor([3, 4, 0, 6, 7])
+    logits = torch.nn.functional.one_hot(likeliest, 9).float()
+    assert _answered_exactly(logits, labels).tolist() == [True, False, True, True]

@@ -25,11 +25,13 @@ class PackedSample:
         features: float16 ``[frames, width]``, the encoder's outputs: one frame for each audio token.
         questions: Prompts with their answers, at least one.
         key: What to call the sample.
+        tasks: Task of each question, to score by; none if empty.
     """
 
     features: np.ndarray
     questions: Sequence[tuple[str, str]]
     key: str = ""
+    tasks: Sequence[str] = ()
 
 
 class PackedCollator:
@@ -54,7 +56,7 @@ class PackedCollator:
             raise AudioError(f"the chat template ends an answer without {self.tokenizer.eos_token!r}: {answered!r}")
 
     def __call__(self, samples: Sequence[PackedSample]) -> dict[str, Any]:
-        """A batch: ``inputs``, with ``labels``, ``keys`` and ``answers`` (a list for each row).
+        """A batch: ``inputs``, with ``labels``, ``keys``, ``answers`` and, if known, ``tasks`` (lists for each row).
 
         For n rows of up to L tokens and up to F audio frames, ``inputs`` has ``input_ids``, ``position_ids`` and
         ``labels`` (int64 ``[n, L]``), ``attention_mask`` (bool ``[n, 1, L, L]``), ``input_features`` (float32
@@ -74,7 +76,7 @@ class PackedCollator:
         for row, sample in enumerate(samples):
             features[row, : len(sample.features)] = torch.from_numpy(np.asarray(sample.features, dtype=np.float32))
             features_mask[row, : len(sample.features)] = 1
-        return {
+        batch: dict[str, Any] = {
             "inputs": {
                 "input_ids": ids,
                 "attention_mask": (seen & torch.ones(length, length, dtype=torch.bool).tril())[:, None],
@@ -86,6 +88,9 @@ class PackedCollator:
             "keys": [sample.key for sample in samples],
             "answers": [[answer for _, answer in sample.questions] for sample in samples],
         }
+        if samples[0].tasks:
+            batch["tasks"] = [list(sample.tasks) for sample in samples]
+        return batch
 
     def length(self, frames: int, questions: Sequence[tuple[str, str]]) -> int:
         """Tokens of the row of a recording of so many frames, for the sampler."""

@@ -64,6 +64,7 @@ class _Plan:
 
     parts: tuple[Part, ...]
     questions: tuple[tuple[str, str], ...]
+    tasks: tuple[str, ...]
 
 
 class _Planned(Dataset[PackedSample]):
@@ -77,7 +78,7 @@ class _Planned(Dataset[PackedSample]):
     def __getitem__(self, index: int) -> PackedSample:
         plan = self.plans[index]
         features = np.concatenate([self.windows[window][first:last] for window, first, last in plan.parts])
-        return PackedSample(features, plan.questions, str(index))
+        return PackedSample(features, plan.questions, str(index), plan.tasks)
 
 
 class CurriculumSampler(BatchSampler):
@@ -229,10 +230,12 @@ class PocketDataModule(L.LightningDataModule):
             scene = windows.scene(parts)
             asked = _choose(ask(scene, self.vocabulary, rng, choices=stage.choices), stage.questions, rng)
             questions = [(question.prompt, question.answer) for question in asked]
+            tasks = [question.task for question in asked]
             if rng.random() < stage.described and (answer := describe(scene, self.library)):
                 questions.append((DESCRIBE, answer))
+                tasks.append("description")
             if questions:
-                plans.append(_Plan(tuple(parts), tuple(questions)))
+                plans.append(_Plan(tuple(parts), tuple(questions), tuple(tasks)))
         return plans
 
 
