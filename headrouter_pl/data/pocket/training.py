@@ -68,9 +68,10 @@ class _Plan:
 
 
 class _Planned(Dataset[PackedSample]):
-    def __init__(self, plans: Sequence[_Plan], windows: WindowPool) -> None:
+    def __init__(self, plans: Sequence[_Plan], windows: WindowPool, noise: float = 0.0) -> None:
         self.plans = plans
         self.windows = windows
+        self.noise = noise
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -78,6 +79,10 @@ class _Planned(Dataset[PackedSample]):
     def __getitem__(self, index: int) -> PackedSample:
         plan = self.plans[index]
         features = np.concatenate([self.windows[window][first:last] for window, first, last in plan.parts])
+        if self.noise:
+            drawn = np.random.default_rng(index).standard_normal(features.shape, dtype=np.float32)
+            spread = features.astype(np.float32).std(0)
+            features = (features + self.noise * spread * drawn).astype(np.float16)
         return PackedSample(features, plan.questions, str(index), plan.tasks)
 
 
@@ -134,6 +139,7 @@ class PocketDataModule(L.LightningDataModule):
         sparse_windows: Further ones with few clips, for whole windows only.
         validation_windows: Number to validate on, of clips held out.
         max_tokens: Tokens in a batch, padding included.
+        noise: Of the training audios' encoder outputs, in standard deviations of each channel.
         seed: Of windows, questions and order.
         cache: :func:`headrouter_pl.wheels.cache_root` if None.
     """
@@ -141,11 +147,12 @@ class PocketDataModule(L.LightningDataModule):
     def __init__(
         self,
         stages: list[Stage],
-        windows: int = 1200,
-        varied_windows: int = 400,
-        sparse_windows: int = 200,
-        validation_windows: int = 50,
+        windows: int = 1400,
+        varied_windows: int = 500,
+        sparse_windows: int = 300,
+        validation_windows: int = 100,
         max_tokens: int = 1100,
+        noise: float = 0.0,
         seed: int = 0,
         cache: str | None = None,
     ) -> None:
@@ -156,6 +163,7 @@ class PocketDataModule(L.LightningDataModule):
             "validation": {draw_window: validation_windows},
         }
         self.max_tokens = max_tokens
+        self.noise = noise
         self.seed = seed
         self.cache = None if cache is None else Path(cache)
 
@@ -194,13 +202,13 @@ class PocketDataModule(L.LightningDataModule):
         plans = [self._plan(windows, stage, [self.seed, number]) for number, stage in enumerate(self.stages)]
         lengths = [[self._length(plan) for plan in part] for part in plans]
         sampler = CurriculumSampler(lengths, self.max_tokens, seed=self.seed)
-        dataset = _Planned([plan for part in plans for plan in part], windows)
+        dataset = _Planned([plan for part in plans for plan in part], windows, self.noise)
         return ResumableDataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate)
 
     def val_dataloader(self) -> ResumableDataLoader:
-        """Parts of two to four recordings, of clips held out."""
+        """Audios of one to four recordings, of clips held out."""
         windows = self._windows("validation")
-        plans = self._plan(windows, Stage(4 * len(windows), (2, 4)), [self.seed, 1 << 20])
+        plans = self._plan(windows, Stage(4 * len(windows), (1, 4)), [self.seed, 1 << 20])
         sampler = LengthBucketSampler([self._length(plan) for plan in plans], self.max_tokens, shuffle=False)
         return ResumableDataLoader(_Planned(plans, windows), batch_sampler=sampler, collate_fn=self.collate)
 
