@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from headrouter_pl.functional import selectivity, token_importance
+from headrouter_pl.functional import log_attention, selectivity, token_importance
 from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.routers import Router, get_router
 from headrouter_pl.routers.prompt import PromptRouter
@@ -51,4 +51,7 @@ class HeadRouterScorer(Scorer):
         inputs.types = self.profile.types
         inputs.families = self.profile.family_of(inputs.probabilities)
         inputs.head_weights = self.profile.mix(inputs.probabilities, inputs.selectivity)
-        return token_importance(inputs.attention, inputs.head_weights)
+        features = inputs.attention
+        if self.profile.features == "log":
+            features = log_attention(features, inputs.audio_mask[:, None])
+        return token_importance(features, inputs.head_weights)
