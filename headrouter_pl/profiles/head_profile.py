@@ -89,16 +89,19 @@ class HeadProfile:
                 return tensor.shape[1]
         return None
 
-    def check(self, model_type: str, layers: Sequence[int], num_heads: int) -> None:
+    def check(
+        self, model_type: str, layers: Sequence[int], num_heads: int, sizes: Mapping[str, str] | None = None
+    ) -> None:
         """Refuses a model this profile was not fitted for.
 
         Args:
             model_type: ``config.model_type`` of the model.
             layers: The layers that will be probed.
             num_heads: Query heads of each.
+            sizes: What else must not differ from the metadata, see :func:`headrouter_pl.profiles.fingerprint`.
 
         Raises:
-            ProfileMismatchError: If the model type or the number of probed heads differs.
+            ProfileMismatchError: If the model type, the number of probed heads or another size differs.
         """
         fitted = self.metadata.get("model_type")
         if fitted is not None and fitted != model_type:
@@ -111,6 +114,13 @@ class HeadProfile:
                 f"Profile {self.name!r} weighs {self.num_probed} heads ([{len(self.types)}, {self.num_probed}]), the "
                 f"model has {num_heads} heads in each of the probed layers {list(layers)} ({len(layers) * num_heads}). "
                 "Calibrate one for this model and prune layer, or take profile='generic'."
+            )
+        known = {name: self.metadata[name] for name in sizes or () if name in self.metadata}
+        if other := [name for name in known if sizes and known[name] != sizes[name]]:
+            was, has = (", ".join(f"{name} {found[name]}" for name in other) for found in (known, sizes or {}))
+            raise ProfileMismatchError(
+                f"Profile {self.name!r} was fitted on a {model_type} model with {was}; this one has {has}. Calibrate "
+                "one for this model, or take profile='generic'."
             )
 
     def save(self, path: str | Path) -> None:

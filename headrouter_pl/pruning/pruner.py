@@ -120,13 +120,14 @@ class AudioTokenPruner:
                 stacklevel=4,
             )
         layer = self.layer if self.layer is not None else max(DEFAULT_LAYER, handle.lowest_layer)
+        scorer = self.scorer.for_model(handle, layer)
         return PruningEngine(
             handle,
-            self.scorer,
+            scorer,
             layer=layer,
             keep_ratio=self.keep_ratio,
             keep_tokens=self.keep_tokens,
-            report=PruningReport(),
+            report=PruningReport(getattr(scorer, "profile", None)),
             prompts=None if self.tokenizer is None else PromptReader(self.tokenizer),
             **options,
         )
