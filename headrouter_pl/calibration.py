@@ -19,12 +19,15 @@ from torch.nn import functional as F
 from headrouter_pl._version import __version__
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
 from headrouter_pl.functional import log_attention, selectivity
-from headrouter_pl.models import find_lalm
+from headrouter_pl.models import LalmHandle, find_lalm
 from headrouter_pl.profiles import TYPES, HeadProfile, fingerprint
-from headrouter_pl.pruning.measuring import DroppingEngine, measure_attention
-from headrouter_pl.pruning.pruner import DEFAULT_LAYER
+from headrouter_pl.pruning.measuring import DroppingEngine, Measured, ObservingEngine, measure_attention
+from headrouter_pl.pruning.prompts import PromptReader, Tokenizer
+from headrouter_pl.pruning.pruner import prune_layer
+from headrouter_pl.pruning.report import PruningReport
+from headrouter_pl.routers import JointRouter, PromptPrior, PromptRouter, Router
 
-__all__ = ["FITS", "METHODS", "CalibrationSums", "ProfileCalibrator", "append_answers", "calibrate"]
+__all__ = ["FITS", "METHODS", "CalibrationSums", "ProfileCalibrator", "SelfCalibration", "append_answers", "calibrate"]
 
 METHODS = ("selectivity", "evidence", "utility")
 """What head weights are fitted to."""
@@ -297,7 +300,7 @@ class ProfileCalibrator:
         self.handle = find_lalm(model)
         self.method = method
         self.fit = fit if fit is not None else next(iter(FITS[method]), None)
-        self.layer = max(DEFAULT_LAYER, self.handle.lowest_layer) if layer is None else layer
+        self.layer = prune_layer(self.handle, layer)
         self.layers = (self.layer - 1,) if layers is None else tuple(sorted(layers))
         if not self.layers or not 0 <= self.layers[0] <= self.layers[-1] < self.layer < self.handle.num_layers:
             raise ConfigurationError(
@@ -357,7 +360,7 @@ class ProfileCalibrator:
         seen = measured.audio_mask.sum(1).tolist()
         attention = [measured.attention[row, :, : seen[row]] for row in range(count)]
         for key, values in zip(keys, attention, strict=True):
-            self._check(key, values)
+            check_attention(values, self.layers, key)
         rises: list[Tensor | None] = [None] * count
         evidence: list[Tensor | None] = [None] * count
         if self.method == "utility":
@@ -388,16 +391,6 @@ class ProfileCalibrator:
             else value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
             for name, value in inputs.items()
         }
-
-    def _check(self, key: str, attention: Tensor) -> None:
-        bad = ~attention.isfinite().all(1)
-        if bool(bad.any()):
-            heads = len(bad) // len(self.layers)
-            layers = sorted({self.layers[int(index) // heads] for index in bad.nonzero()[:, 0]})
-            raise HeadRouterError(
-                f"{key}: attention is NaN or infinite at layers {layers}. Check the sample's audio and the model's "
-                "dtype (float16 overflows where bfloat16 does not)."
-            )
 
     def _rises(self, inputs: Mapping[str, Any], seen: Sequence[int]) -> list[Tensor | None]:
         """For each sample, by how much each of its stretches, dropped, raises the answer's NLL, ``[G]``."""
@@ -488,6 +481,68 @@ class ProfileCalibrator:
             )
         self.sums.tensors = {name: tensors[name] for name in self.sums.tensors}
         return done
+
+
+class SelfCalibration:
+    """What a model's own batches say of its heads: selectivity by the types that the prompt router gives.
+
+    Types that no prompt is of take the mean of all samples: the profile is for batches like those that were measured.
+
+    Args:
+        handle: The model.
+        layer: The prune layer K; the layer right below is probed.
+        router: Whose prompt router gives the types; the shipped one where it has none.
+
+    Attributes:
+        sums: What was measured so far.
+        batches: Counted by the caller.
+    """
+
+    def __init__(self, handle: LalmHandle, layer: int, router: Router) -> None:
+        self.handle = handle
+        self.layer = layer
+        if isinstance(router, JointRouter):
+            router = router.prompt
+        self.prior = router if isinstance(router, PromptPrior) else PromptPrior()
+        classifier = self.prior.classifier or PromptRouter.default()
+        types = {str(name): classifier.families_[name] for name in classifier.types_}
+        self.blank = HeadProfile("self", tuple(types), tuple(types.values()), metadata={"method": "nothing pruned yet"})
+        self.sums = CalibrationSums(types, handle.num_heads(layer - 1)[0])
+        self.batches = 0
+
+    def engine(self, tokenizer: Tokenizer) -> ObservingEngine:
+        """Hooks that measure each prefill, and drop nothing.
+
+        Args:
+            tokenizer: Reads the prompts.
+        """
+        return ObservingEngine(
+            self.handle,
+            (self.layer - 1,),
+            self._receive,
+            prompts=PromptReader(tokenizer),
+            report=PruningReport(self.blank),
+        )
+
+    def _receive(self, measured: Measured) -> None:
+        if measured.prompts is None:
+            raise HeadRouterError(
+                "profile='self' tells types by the prompts, and a forward shows none (inputs_embeds without "
+                "input_ids). Take profile='generic'."
+            )
+        # A router of prompts reads no more of the attention than how many samples there are.
+        likely = self.prior.route(self.blank, measured.prompts, torch.zeros(len(measured.prompts), 1)).argmax(1)
+        for row, kind in enumerate(likely.tolist()):
+            attention = measured.attention[row, :, measured.audio_mask[row]]
+            if attention.shape[1]:
+                check_attention(attention, (self.layer - 1,), f"a sample with the prompt {measured.prompts[row]!r}")
+                self.sums.add(self.blank.types[kind], attention)
+
+    def profile(self) -> HeadProfile:
+        """The profile of what was measured."""
+        metadata = {**fingerprint(self.handle, (self.layer - 1,)), "method": "selectivity of the first batches",
+                    "layer": str(self.layer)}  # fmt: skip
+        return self.sums.profile("self", layers=(self.layer - 1,), metadata=metadata, pool=True)
 
 
 def check_settings(
@@ -599,6 +654,21 @@ def append_answers(
     grown["attention_mask"] = torch.cat((mask, (tail != -100).to(mask.dtype)), 1)
     grown["labels"] = torch.cat((torch.full_like(ids, -100), tail), 1)
     return grown
+
+
+def check_attention(attention: Tensor, layers: Sequence[int], key: str) -> None:
+    """Refuses attention ``[P, n]`` over the heads of ``layers`` that is not finite.
+
+    Raises:
+        HeadRouterError: It names the sample, as ``key``, and the layers.
+    """
+    bad = ~attention.isfinite().all(1)
+    if bool(bad.any()):
+        found = sorted({layers[int(index) * len(layers) // len(bad)] for index in bad.nonzero()[:, 0]})
+        raise HeadRouterError(
+            f"{key}: attention is NaN or infinite at layers {found}. Check the sample's audio and the model's dtype "
+            "(float16 overflows where bfloat16 does not)."
+        )
 
 
 def _check_labels(inputs: Mapping[str, Any], keys: Sequence[str]) -> None:
