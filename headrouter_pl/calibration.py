@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -574,13 +574,13 @@ def calibrate(
     name: str = "calibrated",
     data: str = "",
     state: str | Path | None = None,
-    total: int | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> HeadProfile:
     """Fits a profile to labelled batches.
 
-    With ``state``, a run that was stopped goes on where it was: the batches must come in the same order.
+    With ``state``, a run that was stopped goes on where it was: the batches must come in the same order. Of a sequence,
+    those measured before are not asked for again.
 
     Args:
         model: A supported model, or any module that holds one.
@@ -588,7 +588,6 @@ def calibrate(
         name: What to call the profile.
         data: What the batches are, for the profile's metadata.
         state: Where to keep what was measured; removed once the profile is there.
-        total: Number of batches, for the progress bar.
         progress: Show a progress bar.
         settings: Of :class:`ProfileCalibrator`.
 
@@ -603,7 +602,10 @@ def calibrate(
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        rest = islice(batches, done, None)
+        total = len(batches) if isinstance(batches, Sized) else None
+        rest: Iterable[Mapping[str, Any]] = islice(batches, done, None)
+        if isinstance(batches, Sequence):
+            rest = (batches[index] for index in range(done, len(batches)))
         with tqdm(rest, total=total, initial=done, desc="calibrating", unit="batch", disable=not progress) as bar:
             for batch in bar:
                 calibrator.update(batch, f"batch {done}")
