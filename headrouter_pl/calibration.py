@@ -85,7 +85,7 @@ class CalibrationSums:
         Returns:
             The same on the CPU in float64.
         """
-        attention = attention.detach().to("cpu", torch.float64)
+        attention = attention.detach().cpu().double()
         found = selectivity(attention, torch.ones(1, attention.shape[1], dtype=torch.bool))
         row = list(self.types).index(kind)
         self.tensors["samples"][row] += 1
@@ -126,7 +126,7 @@ class CalibrationSums:
         features = self._features(attention.double())
         means = torch.stack([features[:, first:last].mean(1) for first, last in bounds], 1)
         weights = torch.full((len(bounds),), 1 / len(bounds), dtype=torch.float64)
-        self._regress(kind, means, rises.detach().to("cpu", torch.float64), weights, None)
+        self._regress(kind, means, rises.detach().cpu().double(), weights, None)
 
     def _features(self, attention: Tensor) -> Tensor:
         if self.fit == "signed":

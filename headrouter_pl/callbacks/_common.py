@@ -24,5 +24,5 @@ def sum_over_processes(trainer: Trainer, module: LightningModule, values: Tensor
     # float64 where the device has it: byte counts pass float32's exact integers.
     dtype = torch.float32 if module.device.type == "mps" else torch.float64
     # A copy: the sum is written into what is given.
-    total = trainer.strategy.reduce(values.to(module.device, dtype, copy=True), reduce_op="sum")
-    return total.to("cpu", torch.float64)
+    total = trainer.strategy.reduce(values.to(dtype, copy=True).to(module.device), reduce_op="sum")
+    return total.cpu().double()
