@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("benchmark", "data", "demo", "evaluate", "router")
+COMMANDS = ("benchmark", "calibrate", "data", "demo", "evaluate", "profile", "router")
 """Functions ``headrouter_pl.cli.NAME.NAME``, or dictionaries of them; their arguments and docstrings are the command
 line."""
 

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.pruning.cost import LayerCost
 
 
@@ -123,9 +124,14 @@ class PrefillRecord:
 
 
 class PruningReport:
-    """What happened under a pruner, prefill by prefill."""
+    """What happened under a pruner, prefill by prefill.
 
-    def __init__(self) -> None:
+    Args:
+        profile: The head profile at work, of a scorer that has one.
+    """
+
+    def __init__(self, profile: HeadProfile | None = None) -> None:
+        self.profile = profile
         self.prefills: list[PrefillRecord] = []
 
     def clear(self) -> None:
@@ -170,6 +176,9 @@ class PruningReport:
             f"  decoder prefill: {total['flops'] / 1e9:.1f} of {total['flops_unpruned'] / 1e9:.1f} GFLOPs "
             f"({total['flops'] / total['flops_unpruned']:.1%})",
         ]
+        if self.profile is not None:
+            method = self.profile.metadata.get("method", "of unknown making")
+            lines.append(f"  head profile: {self.profile.name} ({method})")
         for index, sample in enumerate(self.samples):
             route = ", ".join(f"{name} {value:.2f}" for name, value in sample.route.items()) or "not routed"
             lines.append(f"  sample {index}: kept {len(sample.kept)} of {sample.seen}; {route}")

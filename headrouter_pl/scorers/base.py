@@ -64,6 +64,17 @@ class Scorer(ABC):
     probe: Probe | None = None
     needs_prompts: bool = False
 
+    def for_model(self, handle: LalmHandle, layer: int) -> Scorer:
+        """The scorer to use on a model: this one, or another where the choice depends on the model.
+
+        Called before anything else is asked of the scorer.
+
+        Args:
+            handle: The model.
+            layer: The prune layer K.
+        """
+        return self
+
     def bind(self, handle: LalmHandle, layers: Sequence[int]) -> None:  # noqa: B027 (optional to override)
         """Called once before the first batch, to refuse a model that does not fit.
 

@@ -170,7 +170,9 @@ class TestCommands:
             "data": "pocket",
             "demo": "--questions",
             "benchmark": "--runs",
+            "calibrate": "--stretch",
             "evaluate": "--checkpoint",
+            "profile": "show",
         }[command]
         assert option in capsys.readouterr().out
 

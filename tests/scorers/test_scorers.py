@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -149,6 +150,22 @@ def test_headrouter_with_a_calibrated_profile() -> None:
             wanted = sum(weights[h] * float(attention[h, j]) for h in range(3))
             assert importance[b, j].item() == pytest.approx(wanted, abs=1e-5)
     assert inputs.types == ("semantic", "sound")
+
+
+def test_headrouter_with_signed_weights_on_log_attention() -> None:
+    """Types are mixed by their weights, not by their scores after some nonlinearity."""
+    signed = torch.tensor([[0.7, -0.3, 0.0], [-0.1, 0.1, 0.8]])
+    centroids = torch.tensor([[0.1, 0.2, 0.1], [0.1, 0.2, 0.1]])  # as likely as each other
+    profile = HeadProfile("x", ("semantic", "sound"), ("semantic", "acoustic"), signed, centroids, features="log")
+    inputs = batch_of([6, 4], [2, 2])
+    raw = torch.rand(2, 3, 6).masked_fill(~inputs.audio_mask[:, None], 0)
+    inputs.attention = raw / raw.sum(-1, keepdim=True)
+    importance = HeadRouterScorer(profile, "selectivity").score(inputs)
+    mixed = signed.mean(0).tolist()
+    for b, n in enumerate((6, 4)):
+        for j in range(n):
+            wanted = sum(mixed[h] * math.log(n * float(inputs.attention[b, h, j]) + 1e-3) for h in range(3))
+            assert importance[b, j].item() == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize(
