@@ -220,7 +220,7 @@ class PruningEngine:
         self, input_ids: Tensor | None, batch: int, length: int, given: Mapping[str, Any]
     ) -> tuple[TokenLayout | None, Sequence[str] | None]:
         """Reads the batch on the CPU, before any of its GPU work is queued: the one host-device sync of a prefill."""
-        labels, positions, cache = given.get("labels"), given.get("position_ids"), given.get("past_key_values")
+        labels, positions, cache = given.get("labels"), given.get("position_ids"), _cache_in(given)
         if input_ids is None and self.audio_mask is None and CompactKeys.of(cache) is not None:
             return None, None  # a later turn of a conversation, without audio
         if isinstance(positions, Tensor) and positions.dim() == 3:
@@ -340,7 +340,7 @@ class PruningEngine:
         if forward is None:
             return None
         given = self._bind(args, kwargs)
-        cache = given.get("past_key_values")
+        cache = _cache_in(given)
         hidden: Tensor = given["hidden_states"]
         if index == self.layer:
             self._prune(forward, hidden, cache)
@@ -534,6 +534,12 @@ def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
         return type(model).generate(model, *args, **kwargs)
     finally:
         _PROMPT_LENGTH.reset(token)
+
+
+def _cache_in(given: Mapping[str, Any]) -> Any:
+    """The KV cache among the arguments of a forward; transformers before 5.24 calls it ``past_key_values``."""
+    cache = given.get("cache")
+    return given.get("past_key_values") if cache is None else cache
 
 
 def _unpadded(mask: Any, length: int, past: int) -> Tensor | None:
