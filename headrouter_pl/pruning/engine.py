@@ -169,8 +169,10 @@ class PruningEngine:
                 f"layer={layer} is too high for {name}: later layers reuse the keys of layer {handle.highest_layer}, "
                 f"which must not see dropped tokens. Take layer <= {handle.highest_layer}."
             )
-        if self.pool is None and (bad := [i for i in self.probed if not 0 <= i < layer]):
-            raise HeadRouterError(f"Probe layers {bad} must lie below the prune layer {layer}.")
+        limit = layer if self.pool is None else handle.num_layers
+        if bad := [i for i in self.probed if not 0 <= i < limit]:
+            where = f"below the prune layer {layer}" if self.pool is None else f"among its {limit} layers"
+            raise HeadRouterError(f"Probe layers {bad} of {name} must lie {where}.")
         if len({handle.num_heads(i)[0] for i in self.probed}) > 1 or len(set(self.probed)) < len(self.probed):
             raise HeadRouterError(f"Probe layers {list(self.probed)} must differ, and have the same number of heads.")
 
@@ -179,10 +181,6 @@ class PruningEngine:
         handle, name = self.handle, type(self.handle.model).__name__
         if not isinstance(self.pool, int) or self.pool < 1:
             raise HeadRouterError(f"A probe's pool must be a number of tokens, at least 1, got {self.pool}.")
-        if bad := [i for i in self.probed if not 0 <= i < handle.num_layers]:
-            raise HeadRouterError(
-                f"Probe layers {bad} are out of range: {name} has {handle.num_layers} decoder layers."
-            )
         if self.scorer.reads_keys:
             raise HeadRouterError(
                 f"{type(self.scorer).__name__} reads keys of tokens, and probes a scout pass, which has keys of groups "
@@ -402,7 +400,7 @@ class PruningEngine:
             )
             if probe.keys == "all":
                 audio = layout.audio_index.to(device)[:, None].expand(-1, attention.shape[1], -1)
-                attention = attention.gather(2, audio)
+                attention = attention.gather(2, audio).masked_fill(~layout.audio_valid.to(device)[:, None], 0.0)
             heads.append(attention)
         return torch.cat([head.to(heads[0].device) for head in heads], 1)
 
