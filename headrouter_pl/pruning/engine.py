@@ -181,6 +181,11 @@ class PruningEngine:
         handle, name = self.handle, type(self.handle.model).__name__
         if not isinstance(self.pool, int) or self.pool < 1:
             raise HeadRouterError(f"A probe's pool must be a number of tokens, at least 1, got {self.pool}.")
+        if any(kind.__name__ == "FSDPModule" for kind in type(handle.layers[0]).__mro__):
+            raise UnsupportedModelError(
+                f"{name} is sharded by FSDP2, which gathers a layer's weights by hooks that a scout pass does not run. "
+                "Take a scorer without a scout pass, such as 'headrouter', or another strategy."
+            )
         if self.scorer.reads_keys:
             raise HeadRouterError(
                 f"{type(self.scorer).__name__} reads keys of tokens, and probes a scout pass, which has keys of groups "

@@ -37,7 +37,7 @@ class Pooling:
     def build(cls, layout: TokenLayout, pool: int) -> Pooling:
         """Pools each contiguous run of audio tokens in groups of ``pool``, the last one of a run maybe smaller.
 
-        Text that follows the question is left out, and so are samples without audio.
+        Text that follows the question is left out, and so are samples without audio. One sample at least has some.
         """
         position = torch.arange(layout.shape[1], device=layout.audio_mask.device)
         last_query = torch.where(layout.query_valid, layout.query_index, -1).amax(1, keepdim=True)

@@ -25,7 +25,10 @@ class Probe:
     before it (this project's, no paper has it): the same layers, on a shorter sequence, deep enough that attention
     knows the question. Each contiguous run of audio tokens is averaged in groups of ``pool`` where it enters layer 0; a
     group stands at the position of its middle token, text stays as it is, and what a group is attended with goes to
-    each of its tokens. The scout reads up to the question's end and no earlier turn of a conversation.
+    each of its tokens. The scout reads up to the question's end, and neither earlier turns of a conversation nor visual
+    features that a model adds between layers. It runs without gradients, in the layers' own mode of training or not;
+    the model's own pass draws the random numbers that it would draw without it. Forward hooks on layers do not see it,
+    those on modules inside of layers do, but for transformers' recorders of hidden states and attentions.
 
     Attributes:
         rotary: Queries and keys after the rotary embedding instead of before it.

@@ -442,6 +442,17 @@ def test_models_that_cannot_scout() -> None:
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
 
 
+def test_sharded_layers_are_refused() -> None:
+    model: Any = tiny.build("qwen2_audio")
+    layer = tiny.layers("qwen2_audio", model)[0]
+    layer.__class__ = type("FSDPQwen2DecoderLayer", (type("FSDPModule", (), {}), type(layer)), {})
+    with (
+        pytest.raises(UnsupportedModelError, match="sharded by FSDP2"),
+        AudioTokenPruner(0.5, scorer="scout", layer=2)(model),
+    ):
+        pass
+
+
 def test_mixed_attention_is_refused() -> None:
     model: Any = tiny.build("qwen2_audio")
     tiny.layers("qwen2_audio", model)[1].self_attn.sliding_window = 8
