@@ -445,7 +445,8 @@ class PruningEngine:
         del given["hidden_states"]
         scout = Forward(self, forward.module, hidden.shape[1], pooling.layout, probing=True, places=pooling.middle)
         device = hidden.device.type
-        # Without its cache: autocast would remember weights cast without gradients, and the model's own pass take them.
+        # Without its cache: older versions of torch (2.13 does not) remember weights that were cast without gradients,
+        # and the model's own pass would take them.
         autocast: AbstractContextManager[object] = nullcontext()
         if torch.is_autocast_enabled(device):
             autocast = torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
