@@ -2,7 +2,7 @@
 
 from headrouter_pl.functional.attention import apply_rotary, probe_attention
 from headrouter_pl.functional.routing import gaussian_log_gates, log_attention, selectivity, token_importance
-from headrouter_pl.functional.selection import keep_counts, select_tokens
+from headrouter_pl.functional.selection import keep_counts, select_tokens, spread_evenly
 
 __all__ = [
     "apply_rotary",
@@ -12,5 +12,6 @@ __all__ = [
     "probe_attention",
     "select_tokens",
     "selectivity",
+    "spread_evenly",
     "token_importance",
 ]

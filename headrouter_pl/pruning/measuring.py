@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from headrouter_pl.models import LalmHandle
 from headrouter_pl.pruning.compaction import Rows
 from headrouter_pl.pruning.engine import Forward, PruningEngine
-from headrouter_pl.pruning.layout import TokenLayout
 from headrouter_pl.pruning.prompts import PromptReader
 from headrouter_pl.pruning.report import PruningReport
 from headrouter_pl.scorers import Probe, Scorer, ScoringInputs
@@ -79,6 +78,10 @@ class ObservingEngine(PruningEngine):
             prompts=prompts,
         )
         self.receive = receive
+
+    def _lay_out(self, forward: Forward, input_ids: Tensor | None, batch: int, given: Mapping[str, Any]) -> None:
+        super()._lay_out(forward, input_ids, batch, given)
+        forward.probing = forward.layout is not None  # although nothing is dropped
 
     def _choose(self, forward: Forward, hidden: Tensor) -> Rows | None:
         rows = super()._choose(forward, hidden)
@@ -175,16 +178,13 @@ class DroppingEngine(PruningEngine):
         sums = nll.new_zeros(len(labels)).index_add(0, rows, nll)
         return sums / answers.sum(1).to(logits.device)
 
-    def _lay_out(
-        self, input_ids: Tensor | None, batch: int, length: int, given: Mapping[str, Any]
-    ) -> tuple[TokenLayout | None, Sequence[str] | None]:
+    def _lay_out(self, forward: Forward, input_ids: Tensor | None, batch: int, given: Mapping[str, Any]) -> None:
         # The model is not given them: it would compute a loss over all logits.
-        return super()._lay_out(input_ids, batch, length, {**given, "labels": self._labels})
-
-    def _choose(self, forward: Forward, hidden: Tensor) -> Rows | None:
-        layout = forward.layout
-        assert layout is not None
-        assert self._dropped is not None
-        # With one token asked for, exactly the required ones are kept.
-        forward.layout = replace(layout, required=layout.required | (layout.audio_valid & ~self._dropped))
-        return super()._choose(forward, hidden)
+        super()._lay_out(forward, input_ids, batch, {**given, "labels": self._labels})
+        if forward.layout is not None:
+            assert self._dropped is not None
+            assert forward.counts is not None
+            layout = forward.layout
+            required = layout.required | (layout.audio_valid & ~self._dropped)
+            forward.layout = replace(layout, required=required)
+            forward.counts = torch.maximum(forward.counts, required.sum(1))  # one at least

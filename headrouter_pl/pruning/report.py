@@ -58,6 +58,8 @@ class PrefillRecord:
         rows_kept: Rows in the layers from K on.
         costs: Cost of each layer.
         dtype: Of the KV cache.
+        scout_layers: Layers that a scout pass went through before; 0 where there was none.
+        scout_rows: Rows of its pooled sequence, padding included.
         importance: Float tensor ``[B, N]`` or None.
         selectivity: Float tensor ``[B, P]`` or None.
         head_weights: Float tensor ``[B, P]`` or None.
@@ -76,6 +78,8 @@ class PrefillRecord:
     rows_kept: int
     costs: tuple[LayerCost, ...]
     dtype: torch.dtype
+    scout_layers: int = 0
+    scout_rows: int = 0
     importance: Tensor | None = None
     selectivity: Tensor | None = None
     head_weights: Tensor | None = None
@@ -111,7 +115,7 @@ class PrefillRecord:
         return reports
 
     def cost(self) -> dict[str, int]:
-        """FLOPs and KV bytes of the decoder's layers, with and without pruning."""
+        """FLOPs (a scout pass included) and KV bytes of the decoder's layers, with and without pruning."""
         batch = len(self.seen)
         full = held = full_flops = flops = 0
         for index, cost in enumerate(self.costs):
@@ -120,6 +124,8 @@ class PrefillRecord:
             held += batch * cost.kv_bytes(rows, self.dtype)
             full_flops += batch * cost.flops(self.rows_full)
             flops += batch * cost.flops(rows)
+            if index < self.scout_layers:
+                flops += batch * cost.flops(self.scout_rows)
         return {"kv_bytes_held": held, "kv_bytes_saved": full - held, "flops": flops, "flops_unpruned": full_flops}
 
 
@@ -149,7 +155,7 @@ class PruningReport:
         Returns:
             ``samples``, ``audio_tokens_seen``, ``audio_tokens_kept``, ``keep_ratio`` (kept / seen), ``kv_bytes_held``
             and ``kv_bytes_saved`` (after prefill, padding included), ``flops`` and ``flops_unpruned`` (decoder layers,
-            by formula).
+            by formula, a scout pass included).
         """
         totals: dict[str, int | float] = dict.fromkeys(
             ("samples", "audio_tokens_seen", "audio_tokens_kept", "kv_bytes_held", "kv_bytes_saved", "flops",

@@ -108,10 +108,27 @@ def test_probes() -> None:
     assert get_scorer("fastv").probe == Probe(rotary=True, queries="last", keys="all", layers=None)
     assert get_scorer("fastv-norope").probe == Probe(rotary=False, queries="last", keys="all", layers=None)
     assert get_scorer("headrouter").probe == Probe(rotary=False, queries="prompt", keys="audio", layers=None)
+    assert get_scorer("segmentwise").probe == get_scorer("fastv").probe
+    assert get_scorer("scout").probe == Probe(rotary=True, queries="last", keys="audio", layers=None, pool=4)
+    assert get_scorer("dart").probe is None
+    assert get_scorer("oracle").probe is None
     assert get_scorer("random").probe is None
     assert get_scorer("stride").probe is None
     probe = HeadRouterScorer(HeadProfile("x", layers=(0, 2)), queries="last").probe
     assert probe == Probe(queries="last", layers=(0, 2))
+
+
+def test_which_layers_a_probe_means() -> None:
+    assert Probe().resolve(layer=3, num_layers=30) == (2,)
+    assert Probe(layers=(0, 2)).resolve(layer=3, num_layers=30) == (0, 2)
+    assert Probe(pool=4).resolve(layer=1, num_layers=30) == (21,)
+    assert Probe(pool=4).resolve(layer=1, num_layers=2) == (0,)
+    assert Probe(pool=4, layers=(17, 20)).resolve(layer=1, num_layers=30) == (17, 20)
+
+
+def test_only_what_is_named_is_read() -> None:
+    assert [name for name in SCORERS if get_scorer(name).reads_keys] == ["dart"]
+    assert not any(get_scorer(name).reads_embeddings for name in SCORERS)
 
 
 def test_only_routing_by_prompt_needs_prompts() -> None:
