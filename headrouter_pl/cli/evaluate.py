@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.results import ResultsLog, write_text
 
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
@@ -72,7 +72,7 @@ def evaluate(
         "max_new_tokens": _MAX_NEW_TOKENS,
         "items": hashlib.sha256(json.dumps([dataclasses.asdict(item) for item in items]).encode()).hexdigest()[:16],
     }
-    kept = _Details(None if details is None else Path(details), configuration)
+    kept = ResultsLog(details, configuration)
     reader = AudioReader(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, _MAX_NEW_TOKENS)
     results = list(_ask(reader, benchmark.folder, items, silenced, kept))
     rows = summarize(results)
@@ -92,10 +92,7 @@ def evaluate(
     }
     _print(figures)
     if output is not None:
-        scratch = Path(f"{output}.{os.getpid()}.tmp")
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(_dump(figures), encoding="utf-8")
-        os.replace(scratch, output)
+        write_text(output, _dump(figures))
         print(f"Written: {output}")
     return figures
 
@@ -135,44 +132,9 @@ def _digest(model: Any) -> str:
     return found.hexdigest()[:16]
 
 
-class _Details:
-    """Answers by key, each on disk as soon as it is added."""
-
-    def __init__(self, path: Path | None, configuration: Mapping[str, Any]) -> None:
-        self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}
-        if path is None:
-            return
-        header = json.dumps({"configuration": configuration}) + "\n"
-        found = path.read_bytes() if path.is_file() else b""
-        if header.encode().startswith(found):  # none, or of a run killed at once
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(header, encoding="utf-8")
-            return
-        whole = found[: found.rfind(b"\n") + 1]  # a killed run may leave half a line
-        try:
-            lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-            was, rows = lines[0]["configuration"], {row["key"]: row for row in lines[1:]}
-        except (ValueError, LookupError, TypeError) as error:
-            raise HeadRouterError(f"{path} does not hold answers of a run: {error!r}") from error
-        wrong = [name for name in {**was, **configuration} if was.get(name) != configuration.get(name)]
-        if wrong:
-            raise HeadRouterError(
-                f"{path} has answers of another run: other {', '.join(wrong)}. Name another file, or remove it."
-            )
-        os.truncate(path, len(whole))
-        self.rows = rows
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.rows.update((row["key"], row) for row in rows)
-        if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as out:
-                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                out.flush()
-                os.fsync(out.fileno())
-
-
-def _ask(reader: Any, folder: Path, items: Sequence[PocketItem], silenced: bool, kept: _Details) -> Iterator[Answered]:
+def _ask(
+    reader: Any, folder: Path, items: Sequence[PocketItem], silenced: bool, kept: ResultsLog
+) -> Iterator[Answered]:
     """Results in the order of the items; silence depends on nothing but its length, and is read once of each."""
     import numpy as np
     from tqdm.auto import tqdm

@@ -187,7 +187,7 @@ def test_another_run_is_refused(questions: PocketBenchmark, tmp_path: Path, monk
 def test_what_is_not_a_file_of_answers_is_kept(questions: PocketBenchmark, tmp_path: Path, content: str) -> None:
     details = tmp_path / "details.jsonl"
     details.write_text(content)
-    with pytest.raises(HeadRouterError, match="does not hold answers"):
+    with pytest.raises(HeadRouterError, match="does not hold results"):
         command.evaluate(details=str(details))
     assert details.read_text() == content
 
