@@ -170,6 +170,7 @@ class TestCommands:
             "data": "pocket",
             "demo": "--questions",
             "benchmark": "--runs",
+            "compare": "--keep_ratios",
             "evaluate": "--checkpoint",
         }[command]
         assert option in capsys.readouterr().out

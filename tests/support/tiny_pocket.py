@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import soundfile
 import tiny
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     AudioFlamingo3ForConditionalGeneration,
     AudioFlamingo3Processor,
@@ -18,6 +20,7 @@ from transformers import (
 
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
 from headrouter_pl.models.pocket import AUDIO_TOKEN, CHAT_TEMPLATE
+from headrouter_pl.scorers import Scorer, ScoringInputs
 
 FAMILY = "audioflamingo3"
 PROMPTS = ("w40 w41 w42", "w50 w51", "w60 w61 w62 w63")
@@ -51,6 +54,23 @@ def config() -> Any:
 
 def noise(seed: int, seconds: float) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=int(16_000 * seconds)).astype(np.float32) * 0.1
+
+
+class KnownScorer(Scorer):
+    """Keeps what is evidence, and the tokens after it; for one type of question, those before it."""
+
+    def __init__(self, first: str = "voice") -> None:
+        self.first = first
+        self.evidence: list[list[tuple[int, int]]] = []
+        self.types: list[str] = []
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        (spans,), (kind,) = self.evidence, self.types
+        places = torch.arange(inputs.audio_mask.shape[1], dtype=torch.float32)[None]
+        scores = -places if kind == self.first else places.clone()
+        for first, last in spans:
+            scores[:, first:last] += 1000
+        return scores
 
 
 def make_questions(folder: Path) -> PocketBenchmark:
