@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from headrouter_pl.cli.evaluate import _choose, _digest, _load
+from headrouter_pl.cli.pocket import choose_items, items_digest, load_model, weights_digest
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.profiles import TYPES
 
@@ -67,12 +64,12 @@ def calibrate(
     if split not in ("train", "validation"):
         raise ConfigurationError(f"A profile is fitted on the split 'train' or 'validation', not on {split!r}.")
     benchmark = PocketBenchmark.open(split)
-    items = _choose(benchmark.items, lengths, max_scenes)
+    items = choose_items(benchmark.items, lengths, max_scenes)
     if not items:
         raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
-    model, processor = _load(weights, checkpoint, getattr(torch, dtype))
-    digest = hashlib.sha256(json.dumps([dataclasses.asdict(item) for item in items]).encode()).hexdigest()[:16]
-    data = f"Pocket benchmark, {split}: {len(items)} questions ({digest}), weights {_digest(model)}, {dtype}"
+    model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
+    asked = f"{len(items)} questions ({items_digest(items)})"
+    data = f"Pocket benchmark, {split}: {asked}, weights {weights_digest(model)}, {dtype}"
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     batches = _Questions(model, processor, benchmark.folder, items, types)
     Path(output).parent.mkdir(parents=True, exist_ok=True)

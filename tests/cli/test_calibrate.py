@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import soundfile
-import tiny
 import torch
 import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AudioFlamingo3ForConditionalGeneration,
-    AudioFlamingo3Processor,
-    PreTrainedTokenizerFast,
-    WhisperFeatureExtractor,
-)
+from tiny_pocket import build, make_processor, noise
 
 from headrouter_pl import HeadProfile, calibration
 from headrouter_pl.calibration import ProfileCalibrator
@@ -27,37 +19,11 @@ from headrouter_pl.cli.profile import format_profile
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
-from headrouter_pl.models.pocket import AUDIO_TOKEN, CHAT_TEMPLATE
 from headrouter_pl.profiles import TYPES
 
 torch.set_num_threads(1)
 
 CONFIG = Path(__file__).parents[2] / "configs" / "calibrate_pocket.yaml"
-
-
-def make_processor() -> Any:
-    special = {"<pad>": 0, "<unk>": 1, "<|im_start|>": 2, "<|im_end|>": 3, AUDIO_TOKEN: tiny.AUDIO_ID}
-    vocabulary = special | {f"w{i}": i for i in range(4, tiny.VOCAB) if i != tiny.AUDIO_ID}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>",
-        additional_special_tokens=[AUDIO_TOKEN, "<|im_start|>"],
-    )  # fmt: skip
-    features = WhisperFeatureExtractor(feature_size=tiny.MELS, chunk_length=1)
-    return AudioFlamingo3Processor(features, tokenizer, chat_template=CHAT_TEMPLATE)
-
-
-def build() -> Any:
-    config = tiny.FAMILIES["audioflamingo3"].config(4)
-    config.audio_config.max_source_positions = 50
-    model = AudioFlamingo3ForConditionalGeneration._from_config(config).eval()
-    tiny._randomise(model, 0)
-    return model
-
-
-def noise(seed: int, seconds: float) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=int(16_000 * seconds)).astype(np.float32) * 0.1
 
 
 @pytest.fixture
@@ -76,7 +42,7 @@ def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PocketBenchmar
     items[-1] = PocketItem(**{**vars(last), "evidence_tokens": ((40, 51),)})
     made = PocketBenchmark(tmp_path, items)
     monkeypatch.setattr(PocketBenchmark, "open", lambda split: made)
-    monkeypatch.setattr(command, "_load", lambda weights, checkpoint, dtype: (build().to(dtype), make_processor()))
+    monkeypatch.setattr(command, "load_model", lambda weights, checkpoint, dtype: (build().to(dtype), make_processor()))
     return made
 
 

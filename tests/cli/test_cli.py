@@ -171,6 +171,7 @@ class TestCommands:
             "demo": "--questions",
             "benchmark": "--runs",
             "calibrate": "--stretch",
+            "compare": "--keep_ratios",
             "evaluate": "--checkpoint",
             "profile": "show",
         }[command]
