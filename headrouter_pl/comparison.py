@@ -192,26 +192,43 @@ def paired_bootstrap(a: ArrayLike, b: ArrayLike, tasks: Sequence[str], *, weight
     """
     weights = resample_weights(tasks) if weights is None else weights
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    return _difference(float(mean_over_tasks(differences, tasks)), weights @ differences)
+
+
+def _difference(found: float, drawn: _Floats) -> Difference:
+    """A difference, with its resamples ``[R]``."""
     # Rounded: sums that are zero on paper are not, in floats, and zero counts on both sides.
-    drawn = np.round(weights @ differences, 12)
+    drawn = np.round(drawn, 12)
     low, high = np.quantile(drawn, (0.025, 0.975))
     rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p = min(1.0, 2 * (rarer + 1) / (len(drawn) + 1))  # never zero: no more than that can be known of so many draws
-    return Difference(float(mean_over_tasks(differences, tasks)), (float(low), float(high)), p)
+    return Difference(found, (float(low), float(high)), p)
 
 
-def _percent_interval(pruned: _Floats, unpruned: _Floats, tasks: Sequence[str], weights: _Floats) -> list[float] | None:
-    """95 % interval of :func:`percent_of_unpruned`, both sides resampled together."""
-    shares = []
+def _resample(values: _Floats, unpruned: _Floats, tasks: Sequence[str], resamples: int) -> tuple[_Floats, _Floats]:
+    """Resamples of many methods at once.
+
+    Args:
+        values: ``[n, C]`` of n questions under C methods.
+        unpruned: ``[n]``.
+        tasks: Tasks of the questions.
+        resamples: R.
+
+    Returns:
+        Means over tasks, and percents of unpruned (NaN where no task has one), both ``[R, C]``.
+    """
+    weights = resample_weights(tasks, resamples=resamples)
+    shape = resamples, values.shape[1]
+    means, shares, known = np.zeros(shape), np.zeros(shape), np.zeros((resamples, 1))
     for part in _parts(tasks).values():
-        full = weights[:, part] @ unpruned[part]
-        known = full > 0
-        shares.append(np.where(known, weights[:, part] @ pruned[part] / np.where(known, full, 1), np.nan))
-    table = np.array(shares)
-    table = table[:, ~np.isnan(table).all(0)]
-    if not table.size:
-        return None
-    return [round(float(100 * bound), 2) for bound in np.quantile(np.nanmean(table, 0), (0.025, 0.975))]
+        of_task = weights[:, part]
+        pruned, full = of_task @ values[part], (of_task @ unpruned[part])[:, None]
+        means += pruned
+        # Both sides have the same weights, which cancel out.
+        shares += np.divide(pruned, full, out=np.zeros(shape), where=full > 0)
+        known += full > 0
+    percents = np.divide(100 * shares, known, out=np.full(shape, np.nan), where=known > 0)
+    return means, percents
 
 
 def _parts(tasks: Sequence[str]) -> dict[str, NDArray[np.int64]]:
@@ -289,26 +306,25 @@ def summarize(
     kinds = list(dict.fromkeys(item["type"] for item in items))
     thirds = _thirds([item["item"] for item in items])
     every = np.arange(len(items))
+    runs = list(found)
     for kind in (*kinds, "all"):
         part = every if kind == "all" else np.array([i for i in every if items[i]["type"] == kind])
-        tasks = [items[i]["task"] for i in part]
-        weights = resample_weights(tasks, resamples=resamples)
+        means = _means(part, items, found, resamples)
         for run, answers in found.items():
             label = _label(run, known) | {"type": kind}
             if kind != "all":
-                for task, at in _parts(tasks).items():
+                for task, at in _parts([items[i]["task"] for i in part]).items():
                     figures["rows"].append(label | {"task": task} | _plain(part[at], items, answers, found))
-            mean = _mean(part, items, answers, found, weights)
-            mean["percent_by_third"] = [
-                _percent(part[thirds[part] == third], items, answers, found) for third in range(3)
-            ]
-            figures["rows"].append(label | {"task": "mean"} | mean)
+            by_third = [_percent(part[thirds[part] == third], items, answers, found) for third in range(3)]
+            figures["rows"].append(label | {"task": "mean"} | means.figures[run] | {"percent_by_third": by_third})
         for a in tested:
             for ratio in keep_ratios:
                 for b in (UNPRUNED, *known):
                     if b != a:
-                        other = found[b, 1.0 if b == UNPRUNED else ratio]
-                        test = paired_bootstrap(found[a, ratio].right[part], other.right[part], tasks, weights=weights)
+                        one, other = runs.index((a, ratio)), runs.index((b, 1.0 if b == UNPRUNED else ratio))
+                        test = _difference(
+                            float(means.exact[one] - means.exact[other]), means.drawn[:, one] - means.drawn[:, other]
+                        )
                         figures["tests"].append(
                             {"a": a, "b": b, "keep_ratio": ratio, "type": kind, "n": len(part),
                              "difference": round(test.difference, 4), "ci95": [round(bound, 4) for bound in test.ci95],
@@ -317,12 +333,11 @@ def summarize(
         for name, lengths in _lengths(items):
             there = np.array([i for i in part if round(items[i]["seconds"]) in lengths], dtype=np.int64)
             if len(there):
-                weights = resample_weights([items[i]["task"] for i in there], resamples=resamples)
+                of_length = _means(there, items, found, resamples).figures
                 figures["lengths"] += [
-                    _label(run, known) | {"type": kind, "task": "mean", "length_s": name}
-                    | _mean(there, items, answers, found, weights)
-                    for run, answers in found.items()
-                ]  # fmt: skip
+                    _label(run, known) | {"type": kind, "task": "mean", "length_s": name} | of_length[run]
+                    for run in runs
+                ]
     if keep_ratios:
         chosen = [
             (method.name, [by_run[method.name, max(keep_ratios)][item][0] for item in whole]) for method in methods
@@ -333,7 +348,7 @@ def summarize(
 
 def _answers(by_item: Sequence[Sequence[Mapping[str, Any]]]) -> _Answers:
     def mean(of: Any) -> _Floats:
-        return np.array([np.mean([of(row) for row in rows]) for rows in by_item], dtype=float)
+        return np.array([[of(row) for row in rows] for rows in by_item], dtype=float).mean(1)
 
     return _Answers(
         right=mean(lambda row: row["right"]),
@@ -384,15 +399,42 @@ def _percent(part: NDArray[np.int64], items: _Items, answers: _Answers, found: _
     return None if percent is None else round(percent, 2)
 
 
-def _mean(part: NDArray[np.int64], items: _Items, answers: _Answers, found: _Found, weights: _Floats) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Means:
+    """Means over tasks of C runs on some questions.
+
+    Attributes:
+        figures: Run -> its figures.
+        exact: Accuracies ``[C]``.
+        drawn: Their resamples ``[R, C]``.
+    """
+
+    figures: Mapping[tuple[str, float], dict[str, Any]]
+    exact: _Floats
+    drawn: _Floats
+
+
+def _means(part: NDArray[np.int64], items: _Items, found: _Found, resamples: int) -> _Means:
     tasks = [items[i]["task"] for i in part]
-    full = found[UNPRUNED, 1.0].right[part]
-    apart = paired_bootstrap(answers.right[part], full, tasks, weights=weights)
-    unpruned = float(mean_over_tasks(full, tasks))
-    return _plain(part, items, answers, found) | {
-        "accuracy_band": [round(unpruned + bound, 4) for bound in apart.ci95],
-        "percent_ci95": _percent_interval(answers.right[part], full, tasks, weights),
-    }
+    values = np.stack([answers.right[part] for answers in found.values()], axis=1)
+    first = list(found).index((UNPRUNED, 1.0))
+    exact = mean_over_tasks(values, tasks)
+    drawn, percents = _resample(values, values[:, first], tasks, resamples)
+    bounds = np.quantile(drawn - drawn[:, [first]], (0.025, 0.975), axis=0)
+    percents = percents[~np.isnan(percents).any(1)]
+    shares = np.quantile(percents, (0.025, 0.975), axis=0) if len(percents) else None
+    return _Means(
+        {
+            run: _plain(part, items, answers, found)
+            | {
+                "accuracy_band": [round(float(exact[first] + bound), 4) for bound in bounds[:, i]],
+                "percent_ci95": None if shares is None else [round(float(bound), 2) for bound in shares[:, i]],
+            }
+            for i, (run, answers) in enumerate(found.items())
+        },
+        exact,
+        drawn,
+    )
 
 
 def _thirds(keys: Sequence[str]) -> NDArray[np.int64]:

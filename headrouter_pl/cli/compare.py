@@ -59,7 +59,7 @@ def compare(
         checkpoint: A Lightning checkpoint of the training, instead of weights.
         split: "validation" or "test".
         lengths: Seconds of the scenes to ask about; all by default.
-        max_scenes: Scenes of each length, at most.
+        max_scenes: Scenes of each length, at most: the first that the whole comparison would ask about.
         max_minutes: Ask no new question after so long, and report what is there; 0 to report an earlier run.
         dtype: Of the weights, as torch names it.
         details: Where to keep the answers, as JSON lines.
@@ -84,7 +84,7 @@ def compare(
         if name not in [method.name for method in chosen]:
             raise unknown_name("method", name, [method.name for method in chosen])
     benchmark = PocketBenchmark.open(split)
-    items = mix(choose_items(benchmark.items, lengths, max_scenes))
+    items = choose_items(mix(benchmark.items), lengths, max_scenes)
     if not items:
         raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
     model, processor = load_model(weights, checkpoint, getattr(torch, dtype))

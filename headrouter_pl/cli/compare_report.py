@@ -18,7 +18,7 @@ _Row = Mapping[str, Any]
 
 
 def write_report(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] | None = None) -> None:
-    """Writes and prints the page, and writes CSV files and figures beside it.
+    """Writes the page, CSV files and figures, and prints the main tables.
 
     Args:
         figures: What ``compare`` returns, of at least one question.
@@ -26,9 +26,8 @@ def write_report(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] 
             ``cost.png``, ``recall.png`` and, with methods that route, ``routes.png``.
         drawn: Methods that the figures show; all if None.
     """
-    text = page(figures)
-    print(text)
-    write_text(folder / "comparison.md", text)
+    write_text(folder / "comparison.md", page(figures))
+    print("\n\n".join(_main_tables(figures)))
     for name in ("rows", "lengths", "tests"):
         if figures[name]:
             write_text(folder / f"{name}.csv", csv_text(figures[name]))
@@ -37,34 +36,26 @@ def write_report(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] 
 
 
 def page(figures: Mapping[str, Any]) -> str:
-    """All tables, as Markdown."""
-    means = [row for row in figures["rows"] if row["task"] == "mean"]
-    kinds = list(dict.fromkeys(row["type"] for row in means))
+    """All tables, as Markdown; those of single tasks are in the CSV file alone."""
+    everything = [row for row in figures["rows"] if row["task"] == "mean" and row["type"] == "all"]
+    unknown = sorted(
+        row["task"] for row in figures["rows"] if row["method"] == UNPRUNED and row["percent_of_unpruned"] is None
+        and row["task"] != "mean"
+    )  # fmt: skip
     parts = [
         f"# Pruning methods on the Pocket benchmark, {figures['split']} split\n\n"
         f"`{figures['command']}`\n\n"
         f"{figures['questions']} of {figures['questions_planned']} questions, weights {figures['weights']}, "
         f"{figures['dtype']}, {figures['machine']}. Means over tasks; an answer that is none counts as wrong."
+        + (f" Without percent, for the unpruned model never gets them right: {', '.join(unknown)}." if unknown else ""),
+        *_main_tables(figures),
     ]
-    for kind in kinds:
-        rows = [row for row in means if row["type"] == kind]
-        count = rows[0]["n"]
+    for name in dict.fromkeys(row["length_s"] for row in figures["lengths"]):
+        rows = [row for row in figures["lengths"] if row["type"] == "all" and row["length_s"] == name]
         parts.append(
-            f"## Accuracy, {kind}, n = {count}\n\nIn brackets: percent of unpruned, with its 95 % interval.\n\n"
-            + _by_ratio(rows, _accuracy)
+            f"## Audio of {name} s, n = {rows[0]['n']}\n\nPercent of unpruned @ cost.\n\n"
+            + _by_ratio(rows, lambda row: f"{_number(row['percent_of_unpruned'], 1)} @ {row['cost']:.3f}")
         )
-    everything = [row for row in means if row["type"] == "all"]
-    parts += [
-        "## Cost\n\nMedian of pruned over unpruned prefill time of the same question, all passes included.\n\n"
-        + _by_ratio(everything, lambda row: f"{row['cost']:.3f}"),
-    ]
-    if any(row["type"] == "all" for row in figures["lengths"]):
-        for name in dict.fromkeys(row["length_s"] for row in figures["lengths"]):
-            rows = [row for row in figures["lengths"] if row["type"] == "all" and row["length_s"] == name]
-            parts.append(
-                f"## Audio of {name} s, n = {rows[0]['n']}\n\nPercent of unpruned @ cost.\n\n"
-                + _by_ratio(rows, lambda row: f"{_number(row['percent_of_unpruned'], 1)} @ {row['cost']:.3f}")
-            )
     parts += [
         "## Evidence recall\n\nShare of the audio tokens that hold the answer that was kept.\n\n"
         + _by_ratio(everything, lambda row: _number(row["evidence_recall"], 3)),
@@ -74,14 +65,20 @@ def page(figures: Mapping[str, Any]) -> str:
         "## Thirds\n\nPercent of unpruned on three disjoint thirds of the audios.\n\n"
         + _by_ratio(everything, lambda row: " / ".join(_number(value, 1) for value in row["percent_by_third"])),
     ]
-    if figures["tests"]:
-        table = [
-            {"a": test["a"], "b": test["b"], "ratio": f"{test['keep_ratio']:g}", "type": test["type"], "n": test["n"],
-             "a - b": f"{test['difference']:+.3f} [{test['ci95'][0]:+.3f}, {test['ci95'][1]:+.3f}]",
-             "p": f"{test['p']:.4f}"}
-            for test in figures["tests"]
-        ]  # fmt: skip
-        parts.append("## Tests\n\nPaired bootstrap of the mean over tasks of accuracy.\n\n" + format_table(table))
+    for a in dict.fromkeys(test["a"] for test in figures["tests"]):
+        for kind in dict.fromkeys(test["type"] for test in figures["tests"]):
+            rows = [test for test in figures["tests"] if test["a"] == a and test["type"] == kind]
+            parts.append(
+                f"## {a} against others, {kind}, n = {rows[0]['n']}\n\n"
+                "Difference of accuracy, its 95 % interval, and p, by paired bootstrap.\n\n"
+                + _by_ratio(
+                    rows,
+                    lambda test: (
+                        f"{test['difference']:+.3f} [{test['ci95'][0]:+.3f}, {test['ci95'][1]:+.3f}] p {test['p']:.4f}"
+                    ),
+                    "b",
+                )
+            )
     if figures["routes"]:
         table = [
             {"method": route["method"], "questions": route["type"], "n": route["n"],
@@ -90,6 +87,23 @@ def page(figures: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         parts.append("## Routes\n\n" + format_table(table))
     return "\n\n".join(parts) + "\n"
+
+
+def _main_tables(figures: Mapping[str, Any]) -> list[str]:
+    """Accuracy of each type, and cost."""
+    means = [row for row in figures["rows"] if row["task"] == "mean"]
+    parts = []
+    for kind in dict.fromkeys(row["type"] for row in means):
+        rows = [row for row in means if row["type"] == kind]
+        parts.append(
+            f"## Accuracy, {kind}, n = {rows[0]['n']}\n\nIn brackets: percent of unpruned, with its 95 % interval.\n\n"
+            + _by_ratio(rows, _accuracy)
+        )
+    parts.append(
+        "## Cost\n\nMedian of pruned over unpruned prefill time of the same question, all passes included.\n\n"
+        + _by_ratio([row for row in means if row["type"] == "all"], lambda row: f"{row['cost']:.3f}")
+    )
+    return parts
 
 
 def csv_text(rows: Sequence[_Row]) -> str:
@@ -110,13 +124,13 @@ def csv_text(rows: Sequence[_Row]) -> str:
     return out.getvalue()
 
 
-def _by_ratio(rows: Sequence[_Row], cell: Callable[[_Row], str]) -> str:
+def _by_ratio(rows: Sequence[_Row], cell: Callable[[_Row], str], method: str = "method") -> str:
     """A line for each method, a column for each ratio."""
     ratios = sorted({row["keep_ratio"] for row in rows}, reverse=True)
-    found = {(row["method"], row["keep_ratio"]): cell(row) for row in rows}
+    found = {(row[method], row["keep_ratio"]): cell(row) for row in rows}
     return format_table([
         {"method": name} | {f"{ratio:g}": found.get((name, ratio), "") for ratio in ratios}
-        for name in dict.fromkeys(row["method"] for row in rows)
+        for name in dict.fromkeys(row[method] for row in rows)
     ])  # fmt: skip
 
 

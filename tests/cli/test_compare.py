@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tiny_pocket import PROMPTS, build, make_processor, make_questions, noise
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from headrouter_pl import AudioTokenPruner
 from headrouter_pl.cli import compare as command
 from headrouter_pl.cli import compare_report, main
 from headrouter_pl.cli.compare import KEEP_RATIOS, Asker, build_scorer, compare, mix, read_methods, read_ratios
-from headrouter_pl.cli.compare_report import draw
+from headrouter_pl.cli.compare_report import draw, write_report
 from headrouter_pl.comparison import Method
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
@@ -300,7 +301,8 @@ class TestReport:
 
     def test_tables(self, figures: dict[str, Any], tmp_path: Path) -> None:
         page = (tmp_path / "report" / "comparison.md").read_text()
-        for title in ("Accuracy, semantic", "Accuracy, voice", "Accuracy, all", "Cost", "Audio of 2 s", "Tests",
+        for title in ("Accuracy, semantic", "Accuracy, voice", "Accuracy, all", "Cost", "Audio of 2 s",
+                      "known against others, all",
                       "Evidence recall", "Answers that are none", "Applied ratio", "Thirds", "Routes"):  # fmt: skip
             assert f"## {title}" in page
         assert f"`{figures['command']}`" in page
@@ -317,6 +319,16 @@ class TestReport:
                 flat = {k: v for k, v in want.items() if not isinstance(v, list)}
                 assert {k: row[k] for k in flat} == {k: "" if v is None else str(v) for k, v in flat.items()}
         assert (rows[0]["ci95_1"], rows[0]["ci95_2"]) == tuple(map(str, figures["tests"][0]["ci95"]))
+
+    def test_printed(self, figures: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+        write_report(figures, Path(figures["command"].split()[-1]).parent / "again")
+        printed = capsys.readouterr().out.partition("Written: ")[0].rstrip()
+        assert "## Accuracy, all, n = 5" in printed
+        assert "## Cost" in printed
+        assert "against others" not in printed  # long, and on the page
+        page = (Path(figures["command"].split()[-1]).parent / "again" / "comparison.md").read_text()
+        assert all(table in page for table in printed.split("\n\n") if table.startswith("| "))
+        assert "never gets them right: transcription." in page
 
     def test_figures(self, figures: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pyplot = pytest.importorskip("matplotlib.pyplot")
@@ -394,6 +406,20 @@ def test_order_mixes_lengths() -> None:
     numbers = [item.audio for item in mixed[::2] if item.seconds == 8]
     assert numbers != sorted(numbers)
     assert mix(items) == mixed
+
+
+@pytest.mark.parametrize("name", ["compare_pocket", "compare_pocket_quick"])
+def test_shipped_configurations(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "--config", str(path), "--print_config"])
+    assert caught.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    methods = read_methods(config["methods"])
+    names = {method.name for method in methods}
+    assert {*config["tested"], *(config["drawn"] or ())} <= names
+    assert read_ratios(config["keep_ratios"])
+    assert {"random", "stride", "fastv", "fastv without rotary", "segmentwise", "dart", "oracle"} <= names
 
 
 def test_methods_are_values() -> None:
