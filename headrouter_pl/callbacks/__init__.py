@@ -2,5 +2,6 @@
 
 from headrouter_pl.callbacks.align_projector import AlignProjector
 from headrouter_pl.callbacks.head_router import HeadRouterCallback
+from headrouter_pl.callbacks.profile_calibration import ProfileCalibration
 
-__all__ = ["AlignProjector", "HeadRouterCallback"]
+__all__ = ["AlignProjector", "HeadRouterCallback", "ProfileCalibration"]

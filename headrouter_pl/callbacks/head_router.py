@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,19 +11,24 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from headrouter_pl.calibration import SelfCalibration
+from headrouter_pl.callbacks._common import find_tokenizer, sum_over_processes
 from headrouter_pl.errors import ConfigurationError, unknown_name
-from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.profiles import SHIPPED, HeadProfile
 from headrouter_pl.pruning import AudioTokenPruner, PruningReport
+from headrouter_pl.pruning.engine import PruningEngine
 from headrouter_pl.pruning.prompts import Tokenizer
 from headrouter_pl.routers import PromptRouter, Router
-from headrouter_pl.scorers import Scorer
+from headrouter_pl.scorers import HeadRouterScorer, Scorer
 
 STAGES = ("fit", "validate", "test", "predict")
+DEFAULT_CALIBRATION_BATCHES = 8
 LOGGED_SUMS = ("samples", "audio_tokens_seen", "audio_tokens_kept", "kv_bytes_held", "kv_bytes_saved")
 SUMS = (
     *LOGGED_SUMS,
     "flops",
     "flops_unpruned",
+    "unpruned_batches",  # measured instead, for profile="self"
     "routed",
     "semantic",
 )  # the last two: samples routed, and their p summed
@@ -54,7 +59,10 @@ class HeadRouterCallback(Callback):
         scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or a scorer.
         router: For the scorer ``"headrouter"``: a name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted
             :class:`PromptRouter`.
-        profile: For the scorer ``"headrouter"``: a profile, its name or path, or ``"auto"``.
+        profile: For the scorer ``"headrouter"``: a profile, its name or path, or ``"auto"``. ``"self"`` measures the
+            first batches of each stage, which are not pruned, and prunes the others by what it found: head weights by
+            selectivity, of the types that the prompt router gives the samples. All processes find the same.
+        calibration_batches: How many batches of a stage each process measures for ``profile="self"``.
         tokenizer: Tokenizer or processor of the model, for routing by the prompt; if None, the attribute ``processor``
             or ``tokenizer`` of the LightningModule or of its datamodule.
         stages: Where to prune, of ``"fit"``, ``"validate"``, ``"test"`` and ``"predict"``.
@@ -62,7 +70,9 @@ class HeadRouterCallback(Callback):
 
     Attributes:
         report: What was done to the last batch.
-        totals: Sums over each stage's last run, over all processes once it has ended.
+        totals: Sums over each stage's last run, over all processes once it has ended; ``unpruned_batches`` are those
+            measured for ``profile="self"``, the first ones.
+        calibrated: The profile of each stage's last run, for ``profile="self"``.
 
     Raises:
         ConfigurationError: If a value is out of range, or two contradict each other.
@@ -77,6 +87,7 @@ class HeadRouterCallback(Callback):
         scorer: str | Scorer = "headrouter",
         router: str | Router | PromptRouter = "joint",
         profile: str | HeadProfile = "auto",
+        calibration_batches: int = DEFAULT_CALIBRATION_BATCHES,
         tokenizer: Tokenizer | None = None,
         stages: Sequence[str] = ("validate", "test", "predict"),
         log: bool = True,
@@ -87,13 +98,22 @@ class HeadRouterCallback(Callback):
                 raise unknown_name("stage", stage, STAGES)
         if not stages:
             raise ConfigurationError(f"stages is empty; name at least one of {', '.join(STAGES)}.")
+        itself = isinstance(profile, str) and profile == "self"
+        if calibration_batches < 1:
+            raise ConfigurationError(f"calibration_batches must be at least 1, got {calibration_batches}.")
+        if calibration_batches != DEFAULT_CALIBRATION_BATCHES and not itself:
+            raise ConfigurationError(
+                f"calibration_batches={calibration_batches} is for profile='self', and would be ignored with "
+                f"profile={profile!r}."
+            )
+        self.calibration_batches = calibration_batches if itself else 0
         self.pruner = AudioTokenPruner(
             keep_ratio,
             keep_tokens=keep_tokens,
             layer=layer,
             scorer=scorer,
             router=router,
-            profile=profile,
+            profile="generic" if itself and scorer == "headrouter" else profile,
             tokenizer=tokenizer,
         )
         self.tokenizer = tokenizer
@@ -101,17 +121,23 @@ class HeadRouterCallback(Callback):
         self.log_metrics = log
         self.report = PruningReport()
         self.totals: dict[str, dict[str, float]] = {}
+        self.calibrated: dict[str, HeadProfile] = {}
+        self._measuring: dict[str, SelfCalibration] = {}
         self._nested: list[str] = []
         self._attached: AbstractContextManager[PruningReport] | None = None
+        self._attached_report: PruningReport | None = None
 
     # Stages. A stage can lie inside another: validation inside fit.
 
     def _enter_stage(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._nested.append(stage)
         self.totals[stage] = dict.fromkeys(SUMS, 0)
+        self.calibrated.pop(stage, None)
+        self._measuring.pop(stage, None)
         self._follow(trainer, module)
 
     def _leave_stage(self, trainer: Trainer, module: LightningModule) -> None:
+        self._calibrate(trainer, module, self._nested[-1])  # fewer batches than were to be measured
         stage = self._nested.pop()
         self._follow(trainer, module)
         if stage not in self.stages or trainer.sanity_checking:
@@ -122,24 +148,71 @@ class HeadRouterCallback(Callback):
     def _all_totals(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
         """Sums over all processes."""
         total = torch.tensor([self.totals[stage][name] for name in SUMS], dtype=torch.float64)
-        total = trainer.strategy.reduce(total.to(module.device, _widest(module)), reduce_op="sum").cpu()
+        total = sum_over_processes(trainer, module, total)
         return dict(zip(SUMS, total.tolist(), strict=True))
 
     def _follow(self, trainer: Trainer, module: LightningModule) -> None:
         """Attaches or detaches, as the innermost stage wants it."""
+        if self.calibration_batches:
+            self._detach()  # each stage has a profile of its own
         wanted = bool(self._nested) and self._nested[-1] in self.stages
         if wanted and self._attached is None:
             # Anew each time: the next module may have another one.
-            found = _find_tokenizer(module, getattr(trainer, "datamodule", None))
+            found = find_tokenizer(module, getattr(trainer, "datamodule", None))
             self.pruner.tokenizer = found if self.tokenizer is None else self.tokenizer
-            attached = self.pruner(module)
-            self.report = attached.__enter__()
+            attached = self._pruner_or_probe(module, self._nested[-1])
+            self.report = self._attached_report = attached.__enter__()
             self._attached = attached
         elif not wanted:
             self._detach()
 
+    # Calibration by the first batches
+
+    def _pruner_or_probe(self, module: LightningModule, stage: str) -> AbstractContextManager[PruningReport]:
+        """What to attach in a stage: with ``profile="self"``, a probe that drops nothing comes first."""
+        if not self.calibration_batches:
+            return self.pruner(module)
+        assert isinstance(self.pruner.scorer, HeadRouterScorer)
+        router = self.pruner.scorer.router
+        # Not the last run's until it is measured anew: that may be of another model.
+        self.pruner.scorer = HeadRouterScorer(self.calibrated.get(stage, "generic"), router)
+        if stage in self.calibrated:
+            return self.pruner(module)
+        if self.pruner.tokenizer is None:
+            raise ConfigurationError(
+                "profile='self' tells types by the prompts, and there is no tokenizer to read them. Pass "
+                "tokenizer=processor, or take profile='generic'."
+            )
+        engine = self.pruner.engine(module)  # refuses settings that do not fit the model
+        if stage not in self._measuring:
+            self._measuring[stage] = SelfCalibration(engine.handle, engine.layer, router)
+        return _attach(self._measuring[stage].engine(self.pruner.tokenizer))
+
+    def _calibrate(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Ends the measuring of a stage, if it is still under way, in all processes at once or one after the other."""
+        measured = self._measuring.pop(stage, None)
+        if measured is None:
+            return
+        tensors = measured.sums.tensors
+        for name in tensors:
+            tensors[name] = sum_over_processes(trainer, module, tensors[name])
+        self._detach()
+        if not tensors["samples"].sum():
+            self.calibrated[stage] = SHIPPED["generic"]
+            rank_zero_warn(
+                f"profile='self': the first batches of {stage} hold no audio, so the others are pruned by the profile "
+                "'generic'."
+            )
+            return
+        self.calibrated[stage] = measured.profile()
+        if measured.batches < self.calibration_batches and not trainer.sanity_checking:
+            rank_zero_warn(
+                f"profile='self': {stage} has {measured.batches} batches, and calibration_batches is "
+                f"{self.calibration_batches}, so none was pruned. Lower it, or calibrate beforehand."
+            )
+
     def _detach(self) -> None:
-        attached, self._attached = self._attached, None
+        attached, self._attached, self._attached_report = self._attached, None, None
         if attached is not None:
             attached.__exit__(None, None, None)
 
@@ -154,11 +227,18 @@ class HeadRouterCallback(Callback):
             f"prefills, {total['kv_bytes_saved'] / 2**20:.1f} MiB of KV cache saved, decoder prefill at "
             f"{total['flops'] / total['flops_unpruned']:.1%} of its FLOPs."
         )
+        if total["unpruned_batches"]:
+            rank_zero_info(
+                f"profile='self': the first batches, {total['unpruned_batches']:.0f} in all processes, were measured "
+                "and not pruned."
+            )
 
     def _start_batch(self) -> None:
+        if self._attached_report is not None:
+            self.report = self._attached_report
         self.report.clear()
 
-    def _end_batch(self, stage: str) -> None:
+    def _end_batch(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if self._attached is None:
             return
         totals = self.totals[stage]
@@ -169,10 +249,20 @@ class HeadRouterCallback(Callback):
             if prefill.families:
                 totals["routed"] += len(prefill.seen)
                 totals["semantic"] += float(prefill.families["semantic"].sum())
+        if (measured := self._measuring.get(stage)) is not None:
+            totals["unpruned_batches"] += 1
+            measured.batches += 1
+            if measured.batches == self.calibration_batches:
+                report = self.report
+                self._calibrate(trainer, module, stage)
+                self._follow(trainer, module)
+                self.report = report  # of the last batch, until the next one starts
 
     def _log_epoch(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Logs sums over all processes."""
         # Not batch by batch: a process whose batches hold no audio would be missing from a reduction others wait in.
+        # Before any other sum over processes: those with more batches may be waiting in it.
+        self._calibrate(trainer, module, stage)
         if stage not in self.stages or not self.log_metrics:
             return
         total = self._all_totals(trainer, module, stage)
@@ -181,6 +271,8 @@ class HeadRouterCallback(Callback):
         metrics = {name: total[name] for name in LOGGED_SUMS}
         metrics["keep_ratio"] = total["audio_tokens_kept"] / total["audio_tokens_seen"]
         metrics["flops_ratio"] = total["flops"] / total["flops_unpruned"]
+        if total["unpruned_batches"]:
+            metrics["unpruned_batches"] = total["unpruned_batches"]
         if total["routed"]:
             metrics["p_semantic"] = total["semantic"] / total["routed"]
         for name, value in metrics.items():
@@ -205,7 +297,7 @@ class HeadRouterCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._end_batch("fit")
+        self._end_batch(trainer, pl_module, "fit")
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -235,7 +327,7 @@ class HeadRouterCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._end_batch("validate")
+        self._end_batch(trainer, pl_module, "validate")
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -265,7 +357,7 @@ class HeadRouterCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._end_batch("test")
+        self._end_batch(trainer, pl_module, "test")
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -291,16 +383,18 @@ class HeadRouterCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._end_batch("predict")
+        self._end_batch(trainer, pl_module, "predict")
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._nested.clear()
+        self._measuring.clear()
         self._detach()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._nested.clear()
+        self._measuring.clear()
         self._detach()
 
     # Checkpoints
@@ -330,15 +424,10 @@ class HeadRouterCallback(Callback):
             )
 
 
-def _find_tokenizer(*owners: object) -> Tokenizer | None:
-    for owner in owners:
-        for name in ("processor", "tokenizer"):
-            found = getattr(owner, name, None)
-            if hasattr(found, "batch_decode"):
-                return found
-    return None
-
-
-def _widest(module: LightningModule) -> torch.dtype:
-    """float64 where the device has it: byte counts pass float32's exact integers."""
-    return torch.float32 if module.device.type == "mps" else torch.float64
+@contextmanager
+def _attach(engine: PruningEngine) -> Iterator[PruningReport]:
+    engine.attach()
+    try:
+        yield engine.report
+    finally:
+        engine.detach()

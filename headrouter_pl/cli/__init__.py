@@ -5,13 +5,18 @@ To add a command: a file with a function of its name, and a line in :data:`COMMA
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from contextvars import ContextVar
 from importlib import import_module
 
-COMMANDS = ("benchmark", "data", "demo", "evaluate", "router")
+COMMANDS = ("benchmark", "calibrate", "compare", "data", "demo", "evaluate", "profile", "router")
 """Functions ``headrouter_pl.cli.NAME.NAME``, or dictionaries of them; their arguments and docstrings are the command
 line."""
+
+COMMAND_LINE: ContextVar[str | None] = ContextVar("headrouter_command_line", default=None)
+"""The command that runs, as a shell takes it; None where a command's function is called from Python."""
 
 SWITCHES = ("--install", "--run")
 """Options that mean true where no value follows."""
@@ -38,9 +43,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
         commands = {name: getattr(import_module(f"headrouter_pl.cli.{name}"), name) for name in COMMANDS}
         also = f"Also: {', '.join(TRAINER_COMMANDS)}, the subcommands of LightningCLI."
+        given = COMMAND_LINE.set(shlex.join(["headrouter-pl", *args]))
         followed = zip(args, [*args[1:], ""], strict=False)
         args = [f"{arg}=true" if arg in SWITCHES and after not in ("true", "false") else arg for arg, after in followed]
-        auto_cli(commands, args=args, prog="headrouter-pl", description=f"Head-routed audio token pruning. {also}")
+        try:
+            auto_cli(commands, args=args, prog="headrouter-pl", description=f"Head-routed audio token pruning. {also}")
+        finally:
+            COMMAND_LINE.reset(given)
 
 
 def _trainer(args: list[str]) -> None:

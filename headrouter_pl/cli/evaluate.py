@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
 from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.results import ResultsLog, write_text
 
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
     from headrouter_pl.data.pocket.scoring import Answered
 
-_MAX_NEW_TOKENS = 48
 _CONFUSIONS = 12  # pairs to print of a task
 
 
@@ -54,26 +52,26 @@ def evaluate(
     """
     import torch
 
-    from headrouter_pl.cli.tables import machine
+    from headrouter_pl.cli.tables import dump_figures, machine
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
     from headrouter_pl.data.pocket.scoring import confusions, summarize
     from headrouter_pl.models.answering import AudioReader
 
     given = {name: value for name, value in locals().items() if name in evaluate.__annotations__}
     benchmark = PocketBenchmark.open(split)
-    items = _choose(benchmark.items, lengths, max_scenes)
+    items = choose_items(benchmark.items, lengths, max_scenes)
     if not items:
         raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
-    model, processor = _load(weights, checkpoint, getattr(torch, dtype))
+    model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
     configuration = {
-        "weights": _digest(model),
+        "weights": weights_digest(model),
         "dtype": dtype,
         "silenced": silenced,
-        "max_new_tokens": _MAX_NEW_TOKENS,
-        "items": hashlib.sha256(json.dumps([dataclasses.asdict(item) for item in items]).encode()).hexdigest()[:16],
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "items": items_digest(items),
     }
-    kept = _Details(None if details is None else Path(details), configuration)
-    reader = AudioReader(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, _MAX_NEW_TOKENS)
+    kept = ResultsLog(details, configuration)
+    reader = AudioReader(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, MAX_NEW_TOKENS)
     results = list(_ask(reader, benchmark.folder, items, silenced, kept))
     rows = summarize(results)
     weak = sorted({row["task"] for row in rows if row.get("reached") is False})
@@ -92,87 +90,14 @@ def evaluate(
     }
     _print(figures)
     if output is not None:
-        scratch = Path(f"{output}.{os.getpid()}.tmp")
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(_dump(figures), encoding="utf-8")
-        os.replace(scratch, output)
+        write_text(output, dump_figures(figures))
         print(f"Written: {output}")
     return figures
 
 
-def _choose(items: Sequence[PocketItem], lengths: list[int] | None, max_scenes: int | None) -> list[PocketItem]:
-    scenes: dict[int, list[str]] = {}
-    for item in items:
-        seen = scenes.setdefault(round(item.seconds), [])
-        if item.audio not in seen:
-            seen.append(item.audio)
-    wanted = {name for seconds, names in scenes.items() if lengths is None or seconds in lengths
-              for name in names[:max_scenes]}  # fmt: skip
-    return [item for item in items if item.audio in wanted]
-
-
-def _load(weights: str, checkpoint: str | None, dtype: Any) -> tuple[Any, Any]:
-    from headrouter_pl.models.pocket import load_pocket
-    from headrouter_pl.models.pocket_weights import load_pocket_checkpoint, load_trained_pocket
-
-    if checkpoint is not None:
-        if weights != "shipped":
-            raise HeadRouterError("give weights or a checkpoint, not both")
-        return load_pocket_checkpoint(checkpoint, dtype=dtype)
-    if weights == "untrained":
-        return load_pocket(dtype=dtype)
-    return load_trained_pocket(None if weights == "shipped" else weights, dtype=dtype)
-
-
-def _digest(model: Any) -> str:
-    """Of the weights themselves: a checkpoint's file may be another by now."""
-    import torch
-
-    found = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(value.contiguous().view(torch.uint8).cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-class _Details:
-    """Answers by key, each on disk as soon as it is added."""
-
-    def __init__(self, path: Path | None, configuration: Mapping[str, Any]) -> None:
-        self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}
-        if path is None:
-            return
-        header = json.dumps({"configuration": configuration}) + "\n"
-        found = path.read_bytes() if path.is_file() else b""
-        if header.encode().startswith(found):  # none, or of a run killed at once
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(header, encoding="utf-8")
-            return
-        whole = found[: found.rfind(b"\n") + 1]  # a killed run may leave half a line
-        try:
-            lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-            was, rows = lines[0]["configuration"], {row["key"]: row for row in lines[1:]}
-        except (ValueError, LookupError, TypeError) as error:
-            raise HeadRouterError(f"{path} does not hold answers of a run: {error!r}") from error
-        wrong = [name for name in {**was, **configuration} if was.get(name) != configuration.get(name)]
-        if wrong:
-            raise HeadRouterError(
-                f"{path} has answers of another run: other {', '.join(wrong)}. Name another file, or remove it."
-            )
-        os.truncate(path, len(whole))
-        self.rows = rows
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.rows.update((row["key"], row) for row in rows)
-        if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as out:
-                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                out.flush()
-                os.fsync(out.fileno())
-
-
-def _ask(reader: Any, folder: Path, items: Sequence[PocketItem], silenced: bool, kept: _Details) -> Iterator[Answered]:
+def _ask(
+    reader: Any, folder: Path, items: Sequence[PocketItem], silenced: bool, kept: ResultsLog
+) -> Iterator[Answered]:
     """Results in the order of the items; silence depends on nothing but its length, and is read once of each."""
     import numpy as np
     from tqdm.auto import tqdm
@@ -219,20 +144,6 @@ def _command(given: Mapping[str, Any]) -> str:
         if value != usual[name].default:
             words += [f"--{name}", json.dumps(value) if isinstance(value, (list, bool)) else str(value)]
     return shlex.join(words)
-
-
-def _dump(figures: Mapping[str, Any]) -> str:
-    """JSON with a line for each row and each task's confusions."""
-    parts = []
-    for name, value in figures.items():
-        text = json.dumps(value, ensure_ascii=False)
-        if name == "rows":
-            text = "[\n  " + ",\n  ".join(json.dumps(row) for row in value) + "\n ]"
-        elif name == "confusions" and value:
-            lines = (f"{json.dumps(task)}: {json.dumps(pairs, ensure_ascii=False)}" for task, pairs in value.items())
-            text = "{\n  " + ",\n  ".join(lines) + "\n }"
-        parts.append(f" {json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def card(figures: Mapping[str, Any]) -> str:

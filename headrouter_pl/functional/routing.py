@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LOG_FLOOR = 1e-3
+"""Added to attention, in shares of uniform attention, before its logarithm is taken."""
+
 
 def selectivity(attention: Tensor, key_mask: Tensor) -> Tensor:
     r"""How concentrated each head's attention is: :math:`s = 1 - \mathrm{entropy}(a) / \log N` (our definition).
@@ -53,3 +56,19 @@ def token_importance(attention: Tensor, head_weights: Tensor) -> Tensor:
     """
     # Not a matmul: autocast and TF32 would round the sums, and tie tokens that differ.
     return (head_weights[:, :, None] * attention).sum(1)
+
+
+def log_attention(attention: Tensor, key_mask: Tensor) -> Tensor:
+    r"""Log of attention over uniform attention: :math:`\log(N a_{h,j} + \epsilon)` (our definition).
+
+    0 for uniform attention, whatever the length of the audio; at least ``log(LOG_FLOOR)``.
+
+    Args:
+        attention: Float tensor ``[..., N]``, rows summing to one over the true keys.
+        key_mask: Bool tensor broadcastable to ``attention``, False for padding.
+
+    Returns:
+        Float tensor ``[..., N]``; 0 at padding.
+    """
+    count = key_mask.sum(-1, keepdim=True).to(attention.dtype)
+    return (attention * count + LOG_FLOOR).log().masked_fill(~key_mask, 0.0)

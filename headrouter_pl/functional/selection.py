@@ -52,3 +52,24 @@ def select_tokens(importance: Tensor, key_mask: Tensor, counts: Tensor) -> Tenso
     order = importance.masked_fill(~key_mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     ranks = torch.arange(order.shape[1], device=order.device)
     return torch.zeros_like(key_mask).scatter(1, order, ranks < counts[:, None])
+
+
+def spread_evenly(candidates: Tensor, counts: Tensor) -> Tensor:
+    """Marks ``counts`` of each row's candidates, evenly spaced among them.
+
+    Args:
+        candidates: Bool tensor ``[B, N]``.
+        counts: Long tensor ``[B]``; all candidates are marked where there are no more than that.
+
+    Returns:
+        Bool tensor ``[B, N]`` with ``min(counts[b], candidates[b].sum())`` true entries in row b.
+
+    Example:
+        >>> spread_evenly(torch.tensor([[True, True, False, True, True]]), torch.tensor([2]))
+        tensor([[False,  True, False, False,  True]])
+    """
+    rank = candidates.cumsum(1)
+    total = rank[:, -1:].clamp(min=1)
+    counts = torch.minimum(counts[:, None], total)
+    # A candidate is the k-th one marked where floor(rank * counts / total) steps up to k.
+    return candidates & (rank * counts // total > (rank - 1) * counts // total)

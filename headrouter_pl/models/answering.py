@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.models.encoded import encode_windows
 
 if TYPE_CHECKING:
     from transformers import Cache, ProcessorMixin
 
-__all__ = ["AudioReader", "ReadAudio"]
+__all__ = ["AudioReader", "EncodedPrompt", "EncodedPrompter", "ReadAudio"]
 
 
 @dataclass
@@ -49,7 +50,7 @@ class AudioReader:
         """Encodes a waveform (float32 ``[n]``, at the processor's rate) and prefills the decoder with it."""
         from transformers import DynamicCache
 
-        inputs = self.processor(text=self._parts("?")[0], audio=audio)
+        inputs = self.processor(text=_parts(self.processor, "?")[0], audio=audio)
         inputs.pop("attention_mask")  # one row without padding: attention is causal and needs no mask in memory
         inputs = {name: value.to(self.model.device) for name, value in inputs.items() if isinstance(value, Tensor)}
         inputs["input_features"] = inputs["input_features"].to(self.model.dtype)
@@ -60,8 +61,7 @@ class AudioReader:
     @torch.inference_mode()
     def answer(self, read: ReadAudio, prompt: str) -> str:
         """The greedy answer to one question; the cache is as before afterwards."""
-        question = self.processor.tokenizer(self._parts(prompt)[1], add_special_tokens=False)["input_ids"]
-        ids = torch.cat([read.ids, torch.tensor([question], device=read.ids.device)], dim=1)
+        ids = _with_question(self.processor, read.ids, prompt)
         try:
             output = self.model.generate(
                 input_ids=ids,
@@ -74,13 +74,66 @@ class AudioReader:
             read.cache.crop(read.ids.shape[1] - read.cache.get_seq_length())
         return self.processor.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
-    def _parts(self, prompt: str) -> tuple[str, str]:
-        """The rendered prompt up to its audio, and what follows."""
-        conversation = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": prompt}]}]
-        text = self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        before, _, after = text.partition(self.processor.audio_token)
-        if not after or self.processor.audio_token in after:
-            raise HeadRouterError(
-                f"the chat template does not render {prompt!r} as a text, one audio and a text: {text!r}"
-            )
-        return before + self.processor.audio_token, after
+
+@dataclass
+class EncodedPrompt:
+    """A prompt up to the end of its audio, encoded and not yet seen by the decoder.
+
+    Attributes:
+        ids: Its tokens ``[1, n]``.
+        features: The encoder's outputs ``[1, audio tokens, width]``.
+        start: Position of the first audio token; they stand side by side.
+    """
+
+    ids: Tensor
+    features: Tensor
+    start: int
+
+
+class EncodedPrompter:
+    """Makes inputs of a model whose encoder has been taken out, for several questions about a recording.
+
+    Args:
+        model: An Audio Flamingo 3 model, in evaluation mode.
+        processor: Its processor, with a chat template that puts audio before text.
+    """
+
+    def __init__(self, model: Any, processor: ProcessorMixin) -> None:
+        self.model = model
+        self.processor: Any = processor
+
+    @torch.inference_mode()
+    def encode(self, audio: np.ndarray) -> EncodedPrompt:
+        """Encodes a waveform (float32 ``[n]``, at the processor's rate); the encoder must be in its place for this."""
+        inputs = self.processor(text=_parts(self.processor, "?")[0], audio=audio)
+        features = encode_windows(self.model, inputs["input_features"], inputs["input_features_mask"])
+        ids = inputs["input_ids"]
+        start = int((ids[0] == self.model.config.audio_token_id).nonzero()[0])
+        return EncodedPrompt(ids.to(self.model.device), features[None], start)
+
+    def inputs(self, encoded: EncodedPrompt, prompt: str) -> dict[str, Tensor]:
+        """What ``generate`` takes for one question, under :func:`headrouter_pl.models.encoded.encoded_audio`."""
+        ids = _with_question(self.processor, encoded.ids, prompt)
+        mask = torch.ones(encoded.features.shape[:2], dtype=torch.long, device=ids.device)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "input_features": encoded.features,
+            "input_features_mask": mask,
+        }
+
+
+def _parts(processor: Any, prompt: str) -> tuple[str, str]:
+    """The rendered prompt up to its audio, and what follows."""
+    conversation = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": prompt}]}]
+    text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    before, _, after = text.partition(processor.audio_token)
+    if not after or processor.audio_token in after:
+        raise HeadRouterError(f"the chat template does not render {prompt!r} as a text, one audio and a text: {text!r}")
+    return before + processor.audio_token, after
+
+
+def _with_question(processor: Any, ids: Tensor, prompt: str) -> Tensor:
+    """Tokens ``[1, n]`` of a prompt up to its audio, with those that follow."""
+    question = processor.tokenizer(_parts(processor, prompt)[1], add_special_tokens=False)["input_ids"]
+    return torch.cat([ids, torch.tensor([question], device=ids.device)], dim=1)

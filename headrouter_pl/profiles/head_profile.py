@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, unknown_
 TYPES: dict[str, str] = {"semantic": "semantic", "sound": "acoustic", "voice": "acoustic"}
 """Default task types, each with its family."""
 
-FORMAT = "headrouter-profile-1"
+FORMAT = "headrouter-profile-2"
+READABLE = ("headrouter-profile-1", FORMAT)  # the first knew no features
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +31,16 @@ class HeadProfile:
         name: What to call it in reports.
         types: Names of the T task types.
         families: The family of each type, ``"semantic"`` or ``"acoustic"``.
-        weights: Float tensor ``[T, P]``, rows on the simplex; None for the same weight on every head.
+        weights: Float tensor ``[T, P]``; None for the same weight on every head. With ``features="attention"`` rows lie
+            on the simplex; with ``"log"`` they may be signed, and their absolute values sum to one.
         centroids: Float tensor ``[T, P]``, mean selectivity of each type; None where it was never measured, and the
             audio then says nothing about the type.
         bandwidth: Sigma of the Gaussian gates, in units of selectivity.
         layers: The probed decoder layers; None for the layer below the prune layer, whichever that is.
         weighting: ``"type"`` for the weights above, ``"selectivity"`` to weight each head by its own selectivity on
             the sample at hand.
+        features: What the weights multiply: each head's ``"attention"`` a, or ``"log"``,
+            :func:`headrouter_pl.functional.log_attention`.
         metadata: How and on what it was fitted, plain strings.
     """
 
@@ -47,6 +52,7 @@ class HeadProfile:
     bandwidth: float = 0.1
     layers: tuple[int, ...] | None = None
     weighting: Literal["type", "selectivity"] = "type"
+    features: Literal["attention", "log"] = "attention"
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,9 +66,15 @@ class HeadProfile:
             raise HeadRouterError(f"A profile's bandwidth must be positive, got {self.bandwidth}.")
         if self.weighting not in ("type", "selectivity"):
             raise HeadRouterError(f"A profile's weighting is 'type' or 'selectivity', got {self.weighting!r}.")
+        if self.features not in ("attention", "log"):
+            raise HeadRouterError(f"A profile's features are 'attention' or 'log', got {self.features!r}.")
         for title, tensor in (("weights", self.weights), ("centroids", self.centroids)):
             if tensor is not None and (tensor.dim() != 2 or len(tensor) != len(self.types)):
                 raise HeadRouterError(f"Profile {title} must be [{len(self.types)}, P], got {list(tensor.shape)}.")
+            if tensor is not None and not bool(tensor.isfinite().all()):
+                raise HeadRouterError(f"Profile {title} must be finite, got NaN or infinity.")
+        if self.features == "attention" and self.weights is not None and bool((self.weights < 0).any()):
+            raise HeadRouterError("Profile weights on attention must not be negative; signed ones are for 'log'.")
         if self.weights is not None and self.centroids is not None and self.weights.shape != self.centroids.shape:
             raise HeadRouterError(
                 f"Profile weights {list(self.weights.shape)} and centroids {list(self.centroids.shape)} must be of the "
@@ -77,16 +89,19 @@ class HeadProfile:
                 return tensor.shape[1]
         return None
 
-    def check(self, model_type: str, layers: Sequence[int], num_heads: int) -> None:
+    def check(
+        self, model_type: str, layers: Sequence[int], num_heads: int, sizes: Mapping[str, str] | None = None
+    ) -> None:
         """Refuses a model this profile was not fitted for.
 
         Args:
             model_type: ``config.model_type`` of the model.
             layers: The layers that will be probed.
             num_heads: Query heads of each.
+            sizes: What else must not differ from the metadata, see :func:`headrouter_pl.profiles.fingerprint`.
 
         Raises:
-            ProfileMismatchError: If the model type or the number of probed heads differs.
+            ProfileMismatchError: If the model type, the number of probed heads or another size differs.
         """
         fitted = self.metadata.get("model_type")
         if fitted is not None and fitted != model_type:
@@ -100,9 +115,19 @@ class HeadProfile:
                 f"model has {num_heads} heads in each of the probed layers {list(layers)} ({len(layers) * num_heads}). "
                 "Calibrate one for this model and prune layer, or take profile='generic'."
             )
+        known = {name: self.metadata[name] for name in sizes or () if name in self.metadata}
+        if other := [name for name in known if sizes and known[name] != sizes[name]]:
+            was, has = (", ".join(f"{name} {found[name]}" for name in other) for found in (known, sizes or {}))
+            raise ProfileMismatchError(
+                f"Profile {self.name!r} was fitted on a {model_type} model with {was}; this one has {has}. Calibrate "
+                "one for this model, or take profile='generic'."
+            )
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, tensors in float32 and everything else in its metadata."""
+        """Writes one safetensors file, tensors in float32 and everything else in its metadata.
+
+        The file appears only once it is whole.
+        """
         from safetensors.torch import save_file
 
         given = {"weights": self.weights, "centroids": self.centroids}
@@ -116,9 +141,15 @@ class HeadProfile:
             "bandwidth": repr(float(self.bandwidth)),
             "layers": json.dumps(self.layers),
             "weighting": self.weighting,
+            "features": self.features,
             "metadata": json.dumps(dict(self.metadata), sort_keys=True),
         }
-        save_file(tensors, str(path), metadata=header)
+        scratch = Path(f"{path}.{os.getpid()}.tmp")
+        try:
+            save_file(tensors, str(scratch), metadata=header)
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> HeadProfile:
@@ -129,7 +160,7 @@ class HeadProfile:
 
         Raises:
             UnknownNameError: If it is neither.
-            HeadRouterError: If the file is not a profile.
+            HeadRouterError: If the file is not a profile, is not whole, or is of a version that is not known.
         """
         if str(name_or_path) in SHIPPED:
             return SHIPPED[str(name_or_path)]
@@ -143,23 +174,27 @@ class HeadProfile:
                 header = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
-            raise HeadRouterError(f"{path} is not a safetensors file: {error}") from error
-        if header.get("format") != FORMAT:
+            raise HeadRouterError(f"{path} is not a safetensors file, or is cut short: {error}") from error
+        if header.get("format") not in READABLE:
             raise HeadRouterError(
-                f"{path} is not a head profile: format {header.get('format')!r}, expected {FORMAT!r}."
+                f"{path} is not a head profile that this version reads: format {header.get('format')!r}, expected one "
+                f"of {', '.join(map(repr, READABLE))}. Upgrade headrouter-pl, or calibrate anew."
             )
-        layers = json.loads(header["layers"])
-        return cls(
-            name=header["name"],
-            types=tuple(json.loads(header["types"])),
-            families=tuple(json.loads(header["families"])),
-            weights=tensors.get("weights"),
-            centroids=tensors.get("centroids"),
-            bandwidth=float(header["bandwidth"]),
-            layers=None if layers is None else tuple(layers),
-            weighting=header["weighting"],
-            metadata=json.loads(header["metadata"]),
-        )
+        try:
+            layers = json.loads(header["layers"])
+            fields = {
+                "name": header["name"],
+                "types": tuple(json.loads(header["types"])),
+                "families": tuple(json.loads(header["families"])),
+                "bandwidth": float(header["bandwidth"]),
+                "layers": None if layers is None else tuple(layers),
+                "weighting": header["weighting"],
+                "features": header.get("features", "attention"),
+                "metadata": json.loads(header["metadata"]),
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise HeadRouterError(f"{path} is a head profile with a broken header: {error!r}") from error
+        return cls(weights=tensors.get("weights"), centroids=tensors.get("centroids"), **fields)
 
     def family_of(self, probabilities: Tensor) -> dict[str, Tensor]:
         """Sums type probabilities ``[B, T]`` into ``{"semantic": [B], "acoustic": [B]}``."""
@@ -176,7 +211,7 @@ class HeadProfile:
             selectivity: Float tensor ``[B, P]``.
 
         Returns:
-            Float tensor ``[B, P]``, rows on the simplex.
+            Float tensor ``[B, P]``: the weights of the types, mixed by the route.
         """
         if self.weighting == "selectivity":
             weights = selectivity + torch.finfo(selectivity.dtype).eps  # audio on which no head selects: uniform

@@ -12,7 +12,8 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -27,6 +28,7 @@ from headrouter_pl.pruning.caches import FORWARD, CompactKeys
 from headrouter_pl.pruning.compaction import Rows, compact_mask
 from headrouter_pl.pruning.cost import LayerCost
 from headrouter_pl.pruning.layout import TokenLayout, find_audio
+from headrouter_pl.pruning.pooling import Pooling
 from headrouter_pl.pruning.prompts import PromptReader
 from headrouter_pl.pruning.report import PrefillRecord, PruningReport
 from headrouter_pl.scorers import Scorer, ScoringInputs
@@ -44,13 +46,20 @@ class Forward:
         module: The module it entered by.
         length: Positions L of its sequence.
         layout: Where its tokens are; None where it holds no audio (decoding).
+        past: Tokens in the cache before this forward's; known where there is a layout.
+        counts: Long tensor ``[B]`` on the CPU, audio tokens to keep; None without a layout.
         prompts: Text of each sample's prompt, or None.
+        probing: Whether the probed layers are read in this forward.
         queries: Gathered queries of each probed layer, ``[B, Q, H, d]``.
         keys: Keys of each probed layer, ``[B, N or L, Hkv, d]``.
+        embeddings: The audio tokens as they enter layer 0, ``[B, N, d]``, where asked for.
+        attention: What a scout pass measured, float32 ``[B, P, N]``.
+        places: In a scout pass, the position in the input of each of its own, ``[B, L]``.
         rotary: ``(cos, sin)`` of each probed layer, where asked for.
         rows: Rows that go through the layers from K on; None where all do.
         held: Keys that these layers hold, this forward's included; None where nothing was ever dropped.
         full: Input of the layer at work, full-length.
+        scouted: Layers and rows of the scout pass; 0 where there was none.
         masks: Masks made so far: from which, for sliding windows or not, and the result.
         total: Positions of the full sequence, this forward's included; known from layer K on.
         outer: The forward of another engine that this one runs in, if any.
@@ -59,17 +68,29 @@ class Forward:
     engine: PruningEngine
     module: nn.Module
     length: int
-    layout: TokenLayout | None
+    layout: TokenLayout | None = None
+    past: int = 0
+    counts: Tensor | None = None
     prompts: Sequence[str] | None = None
+    probing: bool = False
     queries: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     rotary: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    embeddings: Tensor | None = None
+    attention: Tensor | None = None
+    places: Tensor | None = None
+    scouted: tuple[int, int] = (0, 0)
     rows: Rows | None = None
     held: CompactKeys | None = None
     full: Tensor | None = None
     masks: list[tuple[Any, bool, Tensor | None]] = field(default_factory=list)
     total: int = 0
     outer: Forward | None = None
+
+    @property
+    def drops(self) -> bool:
+        """Whether any audio token is to be dropped."""
+        return self.layout is not None and self.counts is not None and bool((self.counts < self.layout.seen).any())
 
 
 _PROMPT_LENGTH: ContextVar[int | None] = ContextVar("headrouter_prompt_length", default=None)
@@ -113,14 +134,19 @@ class PruningEngine:
                 f"audio_mask must be a bool tensor [B, L], got {getattr(audio_mask, 'shape', audio_mask)}."
             )
         self.audio_mask = None if audio_mask is None else audio_mask.bool().cpu()
+        self._layer_arguments = _parameter_names(handle.layers[0], "hidden_states")
         self.probed: tuple[int, ...] = ()
         if scorer.probe is not None:
-            self.probed = (layer - 1,) if scorer.probe.layers is None else scorer.probe.layers
+            self.probed = scorer.probe.resolve(layer, handle.num_layers)
+        elif scorer.reads_keys:
+            self.probed = (layer - 1,)
+        self.pool = None if scorer.probe is None else scorer.probe.pool
         self._check_layers()
+        if self.pool is not None:
+            self._check_scout()
         scorer.bind(handle, self.probed)
         self._costs = tuple(LayerCost.of(handle, index) for index in range(handle.num_layers))
         self._inputs = {module: _parameter_names(module, "input_ids") for module in handle.inputs}
-        self._layer_arguments = _parameter_names(handle.layers[layer], "hidden_states")
         self._hooks: list[RemovableHandle] = []
         self._wrapped = False  # whether `generate` is wrapped
 
@@ -143,10 +169,40 @@ class PruningEngine:
                 f"layer={layer} is too high for {name}: later layers reuse the keys of layer {handle.highest_layer}, "
                 f"which must not see dropped tokens. Take layer <= {handle.highest_layer}."
             )
-        if bad := [i for i in self.probed if not 0 <= i < layer]:
-            raise HeadRouterError(f"Probe layers {bad} must lie below the prune layer {layer}.")
+        limit = layer if self.pool is None else handle.num_layers
+        if bad := [i for i in self.probed if not 0 <= i < limit]:
+            where = f"below the prune layer {layer}" if self.pool is None else f"among its {limit} layers"
+            raise HeadRouterError(f"Probe layers {bad} of {name} must lie {where}.")
         if len({handle.num_heads(i)[0] for i in self.probed}) > 1 or len(set(self.probed)) < len(self.probed):
             raise HeadRouterError(f"Probe layers {list(self.probed)} must differ, and have the same number of heads.")
+
+    def _check_scout(self) -> None:
+        """Refuses scout passes that would not be what the model makes of the averaged audio."""
+        handle, name = self.handle, type(self.handle.model).__name__
+        if not isinstance(self.pool, int) or self.pool < 1:
+            raise HeadRouterError(f"A probe's pool must be a number of tokens, at least 1, got {self.pool}.")
+        if any(kind.__name__ == "FSDPModule" for kind in type(handle.layers[0]).__mro__):
+            raise UnsupportedModelError(
+                f"{name} is sharded by FSDP2, which gathers a layer's weights by hooks that a scout pass does not run. "
+                "Take a scorer without a scout pass, such as 'headrouter', or another strategy."
+            )
+        if self.scorer.reads_keys:
+            raise HeadRouterError(
+                f"{type(self.scorer).__name__} reads keys of tokens, and probes a scout pass, which has keys of groups "
+                "only. Take a probe without pool."
+            )
+        if "per_layer_input" in self._layer_arguments:
+            raise UnsupportedModelError(
+                f"{name} cannot make a scout pass: its layers are given inputs of their own, looked up token by token, "
+                "and several streams of hidden states, whose mean is not what the model makes of averaged audio. Take "
+                "a scorer without a scout pass, such as 'headrouter'."
+            )
+        if len({handle.is_sliding(i) for i in range(max(self.probed) + 1)}) > 1:
+            raise UnsupportedModelError(
+                f"{name} cannot make a scout pass: its layers 0..{max(self.probed)} mix full and sliding-window "
+                "attention, whose masks are not known before the model gets there. Take a scorer without a scout pass, "
+                "such as 'headrouter'."
+            )
 
     # Attaching and detaching
 
@@ -161,9 +217,11 @@ class PruningEngine:
                 self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
             for index in self.probed:
                 self._hooks.extend(handle.read_query_key(index, self._read_query, self._read_key))
-                if self.scorer.probe is not None and self.scorer.probe.rotary:
+                if self.scorer.probe is not None and self.scorer.probe.rotary and self.pool is None:
                     hook = _LayerHook(self._read_rotary, index)
                     self._hooks.append(handle.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+            if self.scorer.reads_embeddings or self.pool is not None:
+                self._hooks.append(handle.layers[0].register_forward_pre_hook(self._read_input, with_kwargs=True))
             for index in range(self.layer, handle.num_layers):
                 hook = _LayerHook(self._compact, index)
                 self._hooks.append(handle.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
@@ -211,18 +269,17 @@ class PruningEngine:
         shown = input_ids if input_ids is not None else embeds
         if shown is None:
             return  # the model's own error is the better one
-        forward = Forward(self, module, shown.shape[1], None, outer=outer)
+        forward = Forward(self, module, shown.shape[1], outer=outer)
         if forward.length > 1:
-            forward.layout, forward.prompts = self._lay_out(input_ids, shown.shape[0], forward.length, given)
+            self._lay_out(forward, input_ids, shown.shape[0], given)
         FORWARD.set(forward)
 
-    def _lay_out(
-        self, input_ids: Tensor | None, batch: int, length: int, given: Mapping[str, Any]
-    ) -> tuple[TokenLayout | None, Sequence[str] | None]:
+    def _lay_out(self, forward: Forward, input_ids: Tensor | None, batch: int, given: Mapping[str, Any]) -> None:
         """Reads the batch on the CPU, before any of its GPU work is queued: the one host-device sync of a prefill."""
-        labels, positions, cache = given.get("labels"), given.get("position_ids"), given.get("past_key_values")
+        length = forward.length
+        labels, positions, cache = given.get("labels"), given.get("position_ids"), _cache_in(given)
         if input_ids is None and self.audio_mask is None and CompactKeys.of(cache) is not None:
-            return None, None  # a later turn of a conversation, without audio
+            return  # a later turn of a conversation, without audio
         if isinstance(positions, Tensor) and positions.dim() == 3:
             positions = positions[0]  # multimodal rotary: one row an axis
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -243,12 +300,14 @@ class PruningEngine:
         prompt_length = None if prompt_length is None else prompt_length - past
         layout = TokenLayout.build(audio_mask, attention_mask=mask, labels=labels, prompt_length=prompt_length)
         if not bool(layout.seen.any()):
-            return None, None
+            return
         _refuse_unfit(given, positions)
-        prompts = None
+        counts = keep_counts(layout.seen, keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
+        forward.layout, forward.past = layout, past
+        forward.counts = torch.maximum(counts, layout.required.sum(1))
+        forward.probing = self.pool is None and forward.drops
         if self.scorer.needs_prompts and self.prompts is not None and ids is not None:
-            prompts = self.prompts.read(ids, layout)
-        return layout, prompts
+            forward.prompts = self.prompts.read(ids, layout)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         forward = FORWARD.get()
@@ -262,18 +321,24 @@ class PruningEngine:
         return forward if forward is not None and forward.engine is self else None
 
     def _read_query(self, layer: int, states: Tensor) -> None:
-        forward = self._current()
-        if forward is None or forward.layout is None or states.shape[1] != forward.length:
-            return
-        forward.queries[layer] = _take(states.detach(), self._query_index(forward.layout)[0])
+        forward = self._probing(states)
+        if forward is not None and forward.layout is not None and self.scorer.probe is not None:
+            forward.queries[layer] = _take(states.detach(), self._query_index(forward.layout)[0])
 
     def _read_key(self, layer: int, states: Tensor) -> None:
+        forward = self._probing(states)
+        if forward is not None and forward.layout is not None:
+            states = states.detach()
+            forward.keys[layer] = states if self._reads_all_keys else _take(states, forward.layout.audio_index)
+
+    def _probing(self, states: Tensor) -> Forward | None:
+        """The forward to read these projections ``[B, L, ...]`` for, or None."""
         forward = self._current()
-        if forward is None or forward.layout is None or states.shape[1] != forward.length:
-            return
-        assert self.scorer.probe is not None
-        states = states.detach()
-        forward.keys[layer] = states if self.scorer.probe.keys == "all" else _take(states, forward.layout.audio_index)
+        return forward if forward is not None and forward.probing and states.shape[1] == forward.length else None
+
+    @property
+    def _reads_all_keys(self) -> bool:
+        return self.scorer.probe is not None and self.scorer.probe.keys == "all"
 
     def _query_index(self, layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """Positions ``[B, Q]`` of the scorer's queries, and which are true ones."""
@@ -288,6 +353,24 @@ class PruningEngine:
         if forward is not None and forward.layout is not None:
             forward.rotary[index] = self._bind(args, kwargs)["position_embeddings"]
 
+    def _keys(self, forward: Forward) -> Tensor | None:
+        """Keys of the audio tokens, float32 ``[B, N, C]``."""
+        layout = forward.layout
+        if not self.scorer.reads_keys or layout is None:
+            return None
+        self._refuse_replaced(forward.keys)
+        keys = [forward.keys[layer] for layer in self.probed]
+        keys = [_take(part, layout.audio_index) if self._reads_all_keys else part for part in keys]
+        flat = torch.cat([part.flatten(2).float().to(keys[0].device) for part in keys], 2)
+        return flat.masked_fill(~layout.audio_valid.to(flat.device)[..., None], 0.0)
+
+    def _refuse_replaced(self, read: Mapping[int, Tensor]) -> None:
+        if not set(self.probed) <= read.keys():
+            raise HeadRouterError(
+                "The probe layers' projections were replaced since the pruner was attached (by merging or adding "
+                "adapters). Leave the pruner first, and attach it to the changed model."
+            )
+
     def _attention(self, forward: Forward) -> Tensor | None:
         """Probe attention over the audio tokens, float32 ``[B, P, N]``."""
         probe, layout = self.scorer.probe, forward.layout
@@ -295,11 +378,8 @@ class PruningEngine:
             return None
         query_index, query_mask = self._query_index(layout)
         heads = []
-        if not set(self.probed) <= forward.queries.keys() & forward.keys.keys():
-            raise HeadRouterError(
-                "The probe layers' projections were replaced since the pruner was attached (by merging or adding "
-                "adapters). Leave the pruner first, and attach it to the changed model."
-            )
+        self._refuse_replaced(forward.queries)
+        self._refuse_replaced(forward.keys)
         for layer in self.probed:
             query, key = forward.queries.pop(layer), forward.keys.pop(layer)
             device = query.device
@@ -312,7 +392,8 @@ class PruningEngine:
                 key = apply_rotary(key, _take(cos, key_index), _take(sin, key_index))
             key_mask = layout.audio_valid
             if probe.keys == "all":
-                distance = query_index[..., None] - key_index[:, None]
+                place = key_index if forward.places is None else forward.places
+                distance = place.gather(1, query_index)[..., None] - place[:, None]
                 window = self.handle.window(layer) or forward.length
                 key_mask = layout.valid[:, None] & (distance >= 0) & (distance < window)
             attention = probe_attention(
@@ -324,11 +405,87 @@ class PruningEngine:
             )
             if probe.keys == "all":
                 audio = layout.audio_index.to(device)[:, None].expand(-1, attention.shape[1], -1)
-                attention = attention.gather(2, audio)
+                attention = attention.gather(2, audio).masked_fill(~layout.audio_valid.to(device)[:, None], 0.0)
             heads.append(attention)
         return torch.cat([head.to(heads[0].device) for head in heads], 1)
 
+    # At layer 0
+
+    def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward = self._current()
+        if forward is None or forward.layout is None or not forward.drops:
+            return
+        given = self._bind(args, kwargs)
+        self._check_length(forward, given["hidden_states"])
+        if self.scorer.reads_embeddings:
+            hidden = given["hidden_states"].detach()
+            # Of several streams (Gemma 3n) the first is the embedding.
+            embeddings = _take(hidden if hidden.dim() == 3 else hidden[0], forward.layout.audio_index).float()
+            audio_valid = forward.layout.audio_valid.to(embeddings.device)
+            forward.embeddings = embeddings.masked_fill(~audio_valid[..., None], 0.0)
+        if self.pool is not None:
+            self._scout(forward, given, self.pool)
+
+    def _scout(self, forward: Forward, given: dict[str, Any], pool: int) -> None:
+        """Runs the layers on pooled audio, and measures attention there."""
+        assert forward.layout is not None
+        pooling = Pooling.build(forward.layout, pool)
+        hidden = pooling.average(given["hidden_states"].detach(), pool)
+        flash = self._is_flash(0)
+        self._refuse_mask(forward.length, 0, given.get("attention_mask"))
+        rows = Rows(pooling.middle, None)
+        # No cache, so that nothing stays of this pass; other arguments as the model gives them.
+        given = {**given, "attention_mask": pooling.mask(given.get("attention_mask"), forward.past)}
+        given |= {name: None for name in ("cache", "past_key_values") if name in given}
+        given |= {"use_cache": False} if "use_cache" in given else {}
+        if given.get("position_embeddings") is not None:
+            given["position_embeddings"] = tuple(map(rows.gather, given["position_embeddings"]))
+        if (ids := given.get("position_ids")) is not None:
+            given["position_ids"] = None if flash else rows.gather_ids(ids)
+        del given["hidden_states"]
+        scout = Forward(self, forward.module, hidden.shape[1], pooling.layout, probing=True, places=pooling.middle)
+        device = hidden.device.type
+        # Without its cache: older versions of torch (2.13 does not) remember weights that were cast without gradients,
+        # and the model's own pass would take them.
+        autocast: AbstractContextManager[object] = nullcontext()
+        if torch.is_autocast_enabled(device):
+            autocast = torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
+        with torch.no_grad(), autocast, self._same_random_numbers():
+            # In an empty context, recorders (of hidden states, attentions, router logits) are not at work.
+            Context().run(self._run_scout, scout, hidden, given)
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            attention = self._attention(scout)
+            assert attention is not None
+            forward.attention = pooling.spread(attention)
+        forward.scouted = max(self.probed) + 1, scout.length
+
+    def _run_scout(self, scout: Forward, hidden: Tensor, given: dict[str, Any]) -> None:
+        FORWARD.set(scout)
+        for index in range(max(self.probed) + 1):
+            if index in self.probed and given.get("position_embeddings") is not None:
+                scout.rotary[index] = given["position_embeddings"]
+            # Not by calling the layer: hooks that sit on it are for the model's own pass.
+            output = self.handle.layers[index].forward(hidden, **given)
+            hidden = output[0] if isinstance(output, tuple) else output
+
+    def _same_random_numbers(self) -> AbstractContextManager[object]:
+        """Gives dropout of the model's own pass the numbers that it would draw without a scout pass before it."""
+        layers = self.handle.layers[: max(self.probed) + 1]
+        if not any(layer.training for layer in layers):
+            return nullcontext()
+        devices = {next(layer.parameters()).device for layer in layers} - {torch.device("cpu")}
+        kind = next(iter(devices)).type if devices else "cuda"
+        return torch.random.fork_rng(devices=[device.index for device in devices], device_type=kind)
+
     # At the layers from K on
+
+    def _check_length(self, forward: Forward, hidden: Tensor) -> None:
+        if hidden.shape[-2] != forward.length:
+            raise AudioMaskError(
+                f"The decoder of {type(self.handle.model).__name__} works on {hidden.shape[-2]} positions, input_ids "
+                f"has {forward.length}: the model expands its audio placeholders itself. Expand them beforehand (its "
+                "processor does), or say where the audio is: AudioTokenPruner(...)(model, audio_mask=mask)."
+            )
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**dict(zip(self._layer_arguments, args, strict=False)), **kwargs}
@@ -340,7 +497,7 @@ class PruningEngine:
         if forward is None:
             return None
         given = self._bind(args, kwargs)
-        cache = given.get("past_key_values")
+        cache = _cache_in(given)
         hidden: Tensor = given["hidden_states"]
         if index == self.layer:
             self._prune(forward, hidden, cache)
@@ -402,30 +559,26 @@ class PruningEngine:
 
     def _choose(self, forward: Forward, hidden: Tensor) -> Rows | None:
         """Scores the audio tokens and lays out the rows to keep; records what was done."""
-        layout = forward.layout
+        layout, counts, length = forward.layout, forward.counts, forward.length
         assert layout is not None
-        if hidden.shape[-2] != forward.length:
-            raise AudioMaskError(
-                f"The decoder of {type(self.handle.model).__name__} works on {hidden.shape[-2]} positions, input_ids "
-                f"has {forward.length}: the model expands its audio placeholders itself. Expand them beforehand (its "
-                "processor does), or say where the audio is: AudioTokenPruner(...)(model, audio_mask=mask)."
-            )
-        counts = keep_counts(layout.seen, keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
-        counts = torch.maximum(counts, layout.required.sum(1))
-        length = forward.length
+        assert counts is not None
+        self._check_length(forward, hidden)
         record = PrefillRecord(
             layout.seen, counts, None, layout.audio_index, layout.audio_valid, self.layer, length, length,
             self._costs, hidden.dtype,
         )  # fmt: skip
-        if bool((counts == layout.seen).all()):
+        if not forward.drops:
             self.report.prefills.append(record)
             return None
         device = hidden.device
         inputs = ScoringInputs(layout.audio_valid.to(device), counts.to(device), prompts=forward.prompts)
         # Autocast would round scores to half precision, and tie tokens that differ.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            attention = self._attention(forward)
-            inputs.attention = None if attention is None else attention.to(device)
+            inputs.keys = _on(device, self._keys(forward))
+            inputs.embeddings = _on(device, forward.embeddings)
+            inputs.attention = _on(device, self._attention(forward) if self.pool is None else forward.attention)
+            forward.keys.clear()
+            forward.embeddings = forward.attention = None
             importance = self.scorer.score(inputs)
             if importance.shape != layout.audio_index.shape:
                 raise HeadRouterError(
@@ -442,6 +595,7 @@ class PruningEngine:
             rows = Rows.choose(keep, layout.valid.to(device), totals)
         self.report.prefills.append(record)
         record.kept, record.importance, record.rows_kept = kept, importance, int(totals.max())
+        record.scout_layers, record.scout_rows = forward.scouted
         record.selectivity, record.head_weights = inputs.selectivity, inputs.head_weights
         record.probabilities, record.families, record.types = inputs.probabilities, inputs.families, inputs.types
         return rows
@@ -454,18 +608,9 @@ class PruningEngine:
         for given, kind, made in forward.masks:
             if given is mask and kind == sliding:
                 return made
-        if mask is not None and not isinstance(mask, Tensor):
-            raise UnsupportedModelError(
-                f"The layers are given a {type(mask).__name__} as attention mask. Load the model with "
-                "attn_implementation='sdpa', 'eager' or 'flash_attention_2'."
-            )
+        self._refuse_mask(forward.total, index, mask)
         assert forward.held is not None
         flash = self._is_flash(index)
-        if flash and forward.total > (self.handle.window(index) or forward.total):
-            raise UnsupportedModelError(
-                "Flash attention counts its sliding window in kept tokens, which is not the same as masking the "
-                "dropped ones. Load the model with attn_implementation='sdpa'."
-            )
         key_length, key_offset = num_queries, 0
         if cache is not None:
             key_length, key_offset = _mask_sizes(cache, num_queries, self.handle.attention(index).layer_idx)
@@ -481,6 +626,19 @@ class PruningEngine:
         )
         forward.masks.append((mask, sliding, made))
         return made
+
+    def _refuse_mask(self, total: int, index: int, mask: Any) -> None:
+        """Refuses attention whose masks cannot be cut to fewer tokens, in a sequence of ``total`` positions."""
+        if mask is not None and not isinstance(mask, Tensor):
+            raise UnsupportedModelError(
+                f"The layers are given a {type(mask).__name__} as attention mask. Load the model with "
+                "attn_implementation='sdpa', 'eager' or 'flash_attention_2'."
+            )
+        if self._is_flash(index) and total > (self.handle.window(index) or total):
+            raise UnsupportedModelError(
+                "Flash attention counts its sliding window in kept tokens, which is not the same as masking the "
+                "dropped ones. Load the model with attn_implementation='sdpa'."
+            )
 
     def _is_flash(self, index: int) -> bool:
         return "flash" in str(getattr(self.handle.attention(index).config, "_attn_implementation", ""))
@@ -534,6 +692,12 @@ def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
         return type(model).generate(model, *args, **kwargs)
     finally:
         _PROMPT_LENGTH.reset(token)
+
+
+def _cache_in(given: Mapping[str, Any]) -> Any:
+    """The KV cache among the arguments of a forward; transformers before 5.24 calls it ``past_key_values``."""
+    cache = given.get("cache")
+    return given.get("past_key_values") if cache is None else cache
 
 
 def _unpadded(mask: Any, length: int, past: int) -> Tensor | None:
@@ -626,6 +790,10 @@ def _parameter_names(module: nn.Module, wanted: str) -> list[str]:
         if wanted in names:
             return names
     return [wanted]
+
+
+def _on(device: torch.device, tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
 
 def _take(states: Tensor, index: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class TokenLayout:
             prompt &= labels == ignore_index
         if prompt_length is not None:
             prompt &= position < prompt_length
-        audio_index, audio_valid = _positions(audio_mask)
+        audio_index, audio_valid = positions_of(audio_mask)
         last_audio = torch.where(audio_mask, position, -1).amax(1, keepdim=True)
         queries = prompt & (position > last_audio)
         # The last token of the prompt; of the sample where every token is an answer.
@@ -86,13 +86,13 @@ class TokenLayout:
         if labels is not None:
             read |= torch.nn.functional.pad((labels != ignore_index)[:, 1:] & ~audio_mask[:, 1:], (0, 1))
         required = (read & audio_mask).gather(1, audio_index)
-        query_index, query_valid = _positions(queries)
+        query_index, query_valid = positions_of(queries)
         return cls(
             audio_mask, valid, audio_index, audio_valid, query_index, query_valid, prompt & ~audio_mask, required
         )
 
 
-def _positions(mask: Tensor) -> tuple[Tensor, Tensor]:
+def positions_of(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the true entries of each row, padded on the right, and which of them are true ones."""
     count = mask.sum(1, keepdim=True)
     width = int(count.max()) if mask.numel() else 0

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from headrouter_pl.errors import ConfigurationError
-from headrouter_pl.models import find_lalm
+from headrouter_pl.models import LalmHandle, find_lalm
 from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.pruning.engine import PruningEngine
 from headrouter_pl.pruning.prompts import PromptReader, Tokenizer
@@ -20,6 +20,11 @@ from headrouter_pl.scorers import Scorer, get_scorer
 
 DEFAULT_KEEP_RATIO = 0.7
 DEFAULT_LAYER = 2
+
+
+def prune_layer(handle: LalmHandle, layer: int | None) -> int:
+    """The prune layer K: the given one, or if None 2 or the lowest above it that the model allows."""
+    return max(DEFAULT_LAYER, handle.lowest_layer) if layer is None else layer
 
 
 class AudioTokenPruner:
@@ -119,14 +124,15 @@ class AudioTokenPruner:
                 UserWarning,
                 stacklevel=4,
             )
-        layer = self.layer if self.layer is not None else max(DEFAULT_LAYER, handle.lowest_layer)
+        layer = prune_layer(handle, self.layer)
+        scorer = self.scorer.for_model(handle, layer)
         return PruningEngine(
             handle,
-            self.scorer,
+            scorer,
             layer=layer,
             keep_ratio=self.keep_ratio,
             keep_tokens=self.keep_tokens,
-            report=PruningReport(),
+            report=PruningReport(getattr(scorer, "profile", None)),
             prompts=None if self.tokenizer is None else PromptReader(self.tokenizer),
             **options,
         )

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.pruning.cost import LayerCost
 
 
@@ -57,6 +58,8 @@ class PrefillRecord:
         rows_kept: Rows in the layers from K on.
         costs: Cost of each layer.
         dtype: Of the KV cache.
+        scout_layers: Layers that a scout pass went through before; 0 where there was none.
+        scout_rows: Rows of its pooled sequence, padding included.
         importance: Float tensor ``[B, N]`` or None.
         selectivity: Float tensor ``[B, P]`` or None.
         head_weights: Float tensor ``[B, P]`` or None.
@@ -75,6 +78,8 @@ class PrefillRecord:
     rows_kept: int
     costs: tuple[LayerCost, ...]
     dtype: torch.dtype
+    scout_layers: int = 0
+    scout_rows: int = 0
     importance: Tensor | None = None
     selectivity: Tensor | None = None
     head_weights: Tensor | None = None
@@ -110,7 +115,7 @@ class PrefillRecord:
         return reports
 
     def cost(self) -> dict[str, int]:
-        """FLOPs and KV bytes of the decoder's layers, with and without pruning."""
+        """FLOPs (a scout pass included) and KV bytes of the decoder's layers, with and without pruning."""
         batch = len(self.seen)
         full = held = full_flops = flops = 0
         for index, cost in enumerate(self.costs):
@@ -119,13 +124,20 @@ class PrefillRecord:
             held += batch * cost.kv_bytes(rows, self.dtype)
             full_flops += batch * cost.flops(self.rows_full)
             flops += batch * cost.flops(rows)
+            if index < self.scout_layers:
+                flops += batch * cost.flops(self.scout_rows)
         return {"kv_bytes_held": held, "kv_bytes_saved": full - held, "flops": flops, "flops_unpruned": full_flops}
 
 
 class PruningReport:
-    """What happened under a pruner, prefill by prefill."""
+    """What happened under a pruner, prefill by prefill.
 
-    def __init__(self) -> None:
+    Args:
+        profile: The head profile at work, of a scorer that has one.
+    """
+
+    def __init__(self, profile: HeadProfile | None = None) -> None:
+        self.profile = profile
         self.prefills: list[PrefillRecord] = []
 
     def clear(self) -> None:
@@ -143,7 +155,7 @@ class PruningReport:
         Returns:
             ``samples``, ``audio_tokens_seen``, ``audio_tokens_kept``, ``keep_ratio`` (kept / seen), ``kv_bytes_held``
             and ``kv_bytes_saved`` (after prefill, padding included), ``flops`` and ``flops_unpruned`` (decoder layers,
-            by formula).
+            by formula, a scout pass included).
         """
         totals: dict[str, int | float] = dict.fromkeys(
             ("samples", "audio_tokens_seen", "audio_tokens_kept", "kv_bytes_held", "kv_bytes_saved", "flops",
@@ -170,6 +182,9 @@ class PruningReport:
             f"  decoder prefill: {total['flops'] / 1e9:.1f} of {total['flops_unpruned'] / 1e9:.1f} GFLOPs "
             f"({total['flops'] / total['flops_unpruned']:.1%})",
         ]
+        if self.profile is not None:
+            method = self.profile.metadata.get("method", "of unknown making")
+            lines.append(f"  head profile: {self.profile.name} ({method})")
         for index, sample in enumerate(self.samples):
             route = ", ".join(f"{name} {value:.2f}" for name, value in sample.route.items()) or "not routed"
             lines.append(f"  sample {index}: kept {len(sample.kept)} of {sample.seen}; {route}")

@@ -1,4 +1,4 @@
-"""Times the decoder's prefill inside whatever calls it."""
+"""Times prefills inside whatever calls them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from headrouter_pl.models import find_lalm
 
 
 @contextmanager
-def time_prefills(model: nn.Module) -> Iterator[list[float]]:
-    """Collects the seconds of each decoder forward over more than one position, pruned or not.
+def time_prefills(model: nn.Module, *, whole: bool = False) -> Iterator[list[float]]:
+    """Collects the seconds of each forward over more than one position, pruned or not.
 
-    The audio encoder, the head and decoding steps are not in it; probing and selection are. Synchronises a GPU.
+    Probing and selection are in it, and further passes that a scorer runs inside it; decoding steps are not.
+    Synchronises a GPU.
 
     Args:
         model: A supported model, or a module that holds one.
+        whole: Time the model's whole forward, and not its decoder's alone: with its encoder (unless it has been taken
+            out), its projector, its head, and what a scorer does before the decoder.
 
     Yields:
         Seconds of each prefill so far.
     """
-    decoder = find_lalm(model).decoder
+    handle = find_lalm(model)
+    timed = handle.model if whole else handle.decoder
     seconds: list[float] = []
-    started = 0.0
+    under_way: list[float] = []
 
     def now() -> float:
         if torch.cuda.is_available():
@@ -35,17 +39,19 @@ def time_prefills(model: nn.Module) -> Iterator[list[float]]:
         return time.perf_counter()
 
     def start(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        nonlocal started
-        started = now()
+        under_way.append(now())
 
     def stop(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        shown = kwargs.get("inputs_embeds", kwargs.get("input_ids", args[0] if args else None))
-        if shown is not None and shown.shape[1] > 1:
+        started = under_way.pop()
+        shown = kwargs.get("inputs_embeds")
+        if shown is None:
+            shown = kwargs.get("input_ids", args[0] if args else None)
+        if not under_way and shown is not None and shown.shape[1] > 1:
             seconds.append(now() - started)
 
     hooks = [
-        decoder.register_forward_pre_hook(start, with_kwargs=True, prepend=True),
-        decoder.register_forward_hook(stop, with_kwargs=True),
+        timed.register_forward_pre_hook(start, with_kwargs=True, prepend=True),
+        timed.register_forward_hook(stop, with_kwargs=True),
     ]
     try:
         yield seconds

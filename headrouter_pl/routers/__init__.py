@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from headrouter_pl.errors import unknown_name
 from headrouter_pl.routers.base import Router
+from headrouter_pl.routers.fixed import FixedRouter
 from headrouter_pl.routers.joint import JointRouter, PromptPrior
 from headrouter_pl.routers.prompt import PromptRouter
 from headrouter_pl.routers.selectivity import SelectivityRouter
@@ -26,4 +27,13 @@ def get_router(router: str | Router | PromptRouter) -> Router:
     return ROUTERS[router]()
 
 
-__all__ = ["ROUTERS", "JointRouter", "PromptPrior", "PromptRouter", "Router", "SelectivityRouter", "get_router"]
+__all__ = [
+    "ROUTERS",
+    "FixedRouter",
+    "JointRouter",
+    "PromptPrior",
+    "PromptRouter",
+    "Router",
+    "SelectivityRouter",
+    "get_router",
+]

@@ -7,16 +7,25 @@ from functools import partial
 
 from headrouter_pl.errors import unknown_name
 from headrouter_pl.scorers.base import Probe, Scorer, ScoringInputs
+from headrouter_pl.scorers.dart import DartScorer
 from headrouter_pl.scorers.fastv import FastVScorer
 from headrouter_pl.scorers.headrouter import HeadRouterScorer
+from headrouter_pl.scorers.linear_probe import LinearProbeScorer
+from headrouter_pl.scorers.oracle import OracleScorer
 from headrouter_pl.scorers.random import RandomScorer
+from headrouter_pl.scorers.scout import ScoutScorer
+from headrouter_pl.scorers.segmentwise import SegmentwiseScorer
 from headrouter_pl.scorers.stride import StrideScorer
 
 SCORERS: dict[str, Callable[..., Scorer]] = {
+    "dart": DartScorer,
     "fastv": FastVScorer,
     "fastv-norope": partial(FastVScorer, rotary=False),
     "headrouter": HeadRouterScorer,
+    "oracle": OracleScorer,
     "random": RandomScorer,
+    "scout": ScoutScorer,
+    "segmentwise": SegmentwiseScorer,
     "stride": StrideScorer,
 }
 """Scorers by the name that ``HeadRouterCallback(scorer=...)`` takes."""
@@ -38,12 +47,17 @@ def get_scorer(scorer: str | Scorer, **options: object) -> Scorer:
 
 __all__ = [
     "SCORERS",
+    "DartScorer",
     "FastVScorer",
     "HeadRouterScorer",
+    "LinearProbeScorer",
+    "OracleScorer",
     "Probe",
     "RandomScorer",
     "Scorer",
     "ScoringInputs",
+    "ScoutScorer",
+    "SegmentwiseScorer",
     "StrideScorer",
     "get_scorer",
 ]

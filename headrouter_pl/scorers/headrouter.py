@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from headrouter_pl.functional import selectivity, token_importance
-from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.functional import log_attention, selectivity, token_importance
+from headrouter_pl.profiles import HeadProfile, find_shipped, fingerprint
 from headrouter_pl.routers import Router, get_router
 from headrouter_pl.routers.prompt import PromptRouter
 from headrouter_pl.scorers.base import Probe, Scorer, ScoringInputs
@@ -21,7 +23,8 @@ class HeadRouterScorer(Scorer):
     """Weighted mean over heads of pre-rotary probe attention, the weights routed per sample (arXiv 2604.23717).
 
     Args:
-        profile: A :class:`HeadProfile`, its name or path, or ``"auto"`` for the best one known for the model.
+        profile: A :class:`HeadProfile`, its name or path, or ``"auto"`` for the one shipped for the model and prune
+            layer, where there is one, else ``"generic"``.
         router: A name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted :class:`PromptRouter`.
         queries: ``"prompt"`` averages over the question's tokens (this project's choice), ``"last"`` takes the last.
     """
@@ -32,16 +35,26 @@ class HeadRouterScorer(Scorer):
         router: str | Router | PromptRouter = "joint",
         queries: Literal["prompt", "last"] = "prompt",
     ) -> None:
-        # "auto" finds nothing better than the uncalibrated profile yet: no calibrated one is shipped.
-        name = "generic" if profile == "auto" else profile
+        self._auto = isinstance(profile, str) and profile == "auto"
+        name = "generic" if self._auto else profile
         self.profile = name if isinstance(name, HeadProfile) else HeadProfile.load(name)
         self.router = get_router(router)
-        self.probe = Probe(queries=queries, layers=self.profile.layers)
+        self.probe: Probe = Probe(queries=queries, layers=self.profile.layers)
         self.needs_prompts = self.router.needs_prompts
+
+    def for_model(self, handle: LalmHandle, layer: int) -> Scorer:
+        """With ``profile="auto"``: a copy with the profile that is shipped for the model."""
+        found = find_shipped(handle, layer) if self._auto else None
+        if found is None:
+            return self
+        chosen = copy.copy(self)
+        chosen.profile, chosen.probe = found, replace(self.probe, layers=found.layers)
+        return chosen
 
     def bind(self, handle: LalmHandle, layers: Sequence[int]) -> None:
         """Refuses a model whose heads the profile does not fit."""
-        self.profile.check(handle.family.model_type, layers, handle.num_heads(layers[0])[0])
+        sizes = fingerprint(handle, layers)
+        self.profile.check(handle.family.model_type, layers, handle.num_heads(layers[0])[0], sizes)
 
     def score(self, inputs: ScoringInputs) -> Tensor:
         """See :meth:`Scorer.score`."""
@@ -51,4 +64,7 @@ class HeadRouterScorer(Scorer):
         inputs.types = self.profile.types
         inputs.families = self.profile.family_of(inputs.probabilities)
         inputs.head_weights = self.profile.mix(inputs.probabilities, inputs.selectivity)
-        return token_importance(inputs.attention, inputs.head_weights)
+        features = inputs.attention
+        if self.profile.features == "log":
+            features = log_attention(features, inputs.audio_mask[:, None])
+        return token_importance(features, inputs.head_weights)

@@ -170,7 +170,10 @@ class TestCommands:
             "data": "pocket",
             "demo": "--questions",
             "benchmark": "--runs",
+            "calibrate": "--stretch",
+            "compare": "--keep_ratios",
             "evaluate": "--checkpoint",
+            "profile": "show",
         }[command]
         assert option in capsys.readouterr().out
 

@@ -10,61 +10,22 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
-import soundfile
-import tiny
 import torch
 from peft import LoraConfig
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AudioFlamingo3ForConditionalGeneration,
-    AudioFlamingo3Processor,
-    PreTrainedTokenizerFast,
-    WhisperFeatureExtractor,
-)
+from tiny_pocket import PROMPTS, build, make_processor, make_questions, noise
+from transformers import AudioFlamingo3ForConditionalGeneration
 
 from headrouter_pl import LALMModule
 from headrouter_pl.cli import evaluate as command
 from headrouter_pl.cli import main
+from headrouter_pl.cli.pocket import load_model
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
-from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
+from headrouter_pl.data.pocket.benchmark import PocketBenchmark
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import pocket_weights
 from headrouter_pl.models.answering import AudioReader
-from headrouter_pl.models.pocket import AUDIO_TOKEN, CHAT_TEMPLATE, PocketError
+from headrouter_pl.models.pocket import AUDIO_TOKEN, PocketError
 from headrouter_pl.models.pocket_weights import load_pocket_checkpoint
-
-FAMILY = "audioflamingo3"
-PROMPTS = ("w40 w41 w42", "w50 w51", "w60 w61 w62 w63")
-
-
-def make_processor(template: str = CHAT_TEMPLATE) -> Any:
-    """The pocket model's template over words "w4" ... and windows of one second."""
-    special = {"<pad>": 0, "<unk>": 1, "<|im_start|>": 2, "<|im_end|>": 3, AUDIO_TOKEN: tiny.AUDIO_ID}
-    vocabulary = special | {f"w{i}": i for i in range(4, tiny.VOCAB) if i != tiny.AUDIO_ID}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>",
-        additional_special_tokens=[AUDIO_TOKEN, "<|im_start|>"],
-    )  # fmt: skip
-    features = WhisperFeatureExtractor(feature_size=tiny.MELS, chunk_length=1)
-    return AudioFlamingo3Processor(features, tokenizer, chat_template=template)
-
-
-def build(**_: Any) -> Any:
-    model = AudioFlamingo3ForConditionalGeneration._from_config(config()).eval()
-    tiny._randomise(model, 0)
-    return model
-
-
-def config() -> Any:
-    found = tiny.FAMILIES[FAMILY].config(4)
-    found.audio_config.max_source_positions = 50
-    return found
-
-
-def noise(seed: int, seconds: float) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=int(16_000 * seconds)).astype(np.float32) * 0.1
 
 
 @torch.inference_mode()
@@ -91,18 +52,10 @@ def test_answers_are_those_of_the_plain_way() -> None:
 @pytest.fixture
 def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PocketBenchmark:
     """Three scenes, five questions; the model is the tiny one."""
-    items = []
-    for number, (seconds, prompts) in enumerate(((1, PROMPTS[:2]), (1, PROMPTS[:2]), (2, PROMPTS[2:]))):
-        soundfile.write(tmp_path / f"{number}.wav", noise(number, seconds), 16_000, subtype="FLOAT")
-        for task, prompt in zip(("gender", "transcription"), prompts, strict=False):
-            kind = "voice" if task == "gender" else "semantic"
-            options = ("w9", "w10") if task == "gender" else ()
-            items.append(PocketItem(f"test/{number}/{task}", f"{number}.wav", seconds, task, kind, prompt, "w9",
-                                    options, 0.5, ((0.0, 1.0),), ((0, 25),)))  # fmt: skip
-    made = PocketBenchmark(tmp_path, items)
+    made = make_questions(tmp_path)
     monkeypatch.setattr(PocketBenchmark, "open", lambda split: made)
-    monkeypatch.setattr(command, "_load", lambda weights, checkpoint, dtype: (build().to(dtype), make_processor()))
-    monkeypatch.setattr(command, "_MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr(command, "load_model", lambda weights, checkpoint, dtype: (build().to(dtype), make_processor()))
+    monkeypatch.setattr(command, "MAX_NEW_TOKENS", 4)
     return made
 
 
@@ -187,7 +140,7 @@ def test_another_run_is_refused(questions: PocketBenchmark, tmp_path: Path, monk
 def test_what_is_not_a_file_of_answers_is_kept(questions: PocketBenchmark, tmp_path: Path, content: str) -> None:
     details = tmp_path / "details.jsonl"
     details.write_text(content)
-    with pytest.raises(HeadRouterError, match="does not hold answers"):
+    with pytest.raises(HeadRouterError, match="does not hold results"):
         command.evaluate(details=str(details))
     assert details.read_text() == content
 
@@ -241,4 +194,4 @@ def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_or_checkpoint() -> None:
     with pytest.raises(HeadRouterError, match="not both"):
-        command._load("untrained", "last.ckpt", torch.float32)
+        load_model("untrained", "last.ckpt", torch.float32)

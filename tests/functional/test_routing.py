@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headrouter_pl.functional import gaussian_log_gates, selectivity, token_importance
+from headrouter_pl.functional import gaussian_log_gates, log_attention, selectivity, token_importance
 
 torch.set_num_threads(1)
 
@@ -125,3 +125,21 @@ def test_importance_is_not_rounded_under_autocast() -> None:
     attention, weights = torch.rand(2, 4, 500), torch.rand(2, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(token_importance(attention, weights), (weights[..., None] * attention).sum(1))
+
+
+def test_log_attention_equals_the_formula() -> None:
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])[:, None]
+    attention = torch.rand(2, 3, 5).masked_fill(~mask, 0)
+    attention[0, 0, 1] = 0.0
+    attention = attention / attention.sum(-1, keepdim=True)
+    value = log_attention(attention, mask)
+    for b, n in enumerate((5, 3)):
+        for h in range(3):
+            wanted = [math.log(n * float(a) + 1e-3) for a in attention[b, h, :n]]
+            assert value[b, h, :n].tolist() == pytest.approx(wanted, abs=1e-4)
+    assert not value[1, :, 3:].any()
+
+
+def test_log_attention_does_not_depend_on_length_where_attention_is_uniform() -> None:
+    for n in (1, 10, 1000):
+        torch.testing.assert_close(log_attention(torch.full((n,), 1 / n), _full(n)[0]), torch.full((n,), 1e-3).log1p())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrouter_pl.functional import keep_counts, select_tokens
+from headrouter_pl.functional import keep_counts, select_tokens, spread_evenly
 
 torch.set_num_threads(1)
 
@@ -108,3 +110,14 @@ def test_ties_of_a_long_clip_go_to_the_earlier() -> None:
     kept = select_tokens(importance, torch.ones(1, 3000, dtype=torch.bool), torch.tensor([1500]))
     wanted = [j for j in range(3000) if j % 3 == 2 or (j % 3 == 1 and j < 1500)]
     assert kept[0].nonzero().flatten().tolist() == wanted
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(0, 70))
+def test_spread_evenly(candidates: list[bool], count: int) -> None:
+    places = [j for j, candidate in enumerate(candidates) if candidate]
+    (marked,) = spread_evenly(torch.tensor([candidates]), torch.tensor([count])).tolist()
+    kept = [places.index(j) for j, mark in enumerate(marked) if mark]
+    assert len(kept) == min(count, len(places))
+    gaps = [b - a for a, b in pairwise(kept)]
+    assert not gaps or max(gaps) - min(gaps) <= 1

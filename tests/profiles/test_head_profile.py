@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, UnknownNameError
@@ -17,7 +18,7 @@ from headrouter_pl.profiles import SHIPPED, TYPES, HeadProfile
 
 torch.set_num_threads(1)
 
-FIELDS = ("name", "types", "families", "bandwidth", "layers", "weighting")
+FIELDS = ("name", "types", "families", "bandwidth", "layers", "weighting", "features")
 
 
 def calibrated(**changes: Any) -> HeadProfile:
@@ -47,6 +48,7 @@ def calibrated(**changes: Any) -> HeadProfile:
         {"centroids": None},
         {"weights": None, "centroids": None},
         {"weighting": "selectivity"},
+        {"features": "log", "weights": torch.tensor([[0.5, -0.25] * 4] * 3)},
         {"metadata": {}},
         {
             "types": ("semantic", "acoustic"),
@@ -106,10 +108,49 @@ def test_load_refuses_what_is_not_a_profile(tmp_path: Path) -> None:
         text.write_bytes(content)
         with pytest.raises(HeadRouterError, match=r"text\.safetensors is not a safetensors file"):
             HeadProfile.load(text)
-    for metadata in (None, {"format": "headrouter-profile-0"}):
+    for metadata in (None, {"format": "headrouter-profile-9"}):
         save_file({"weights": torch.eye(3)}, tmp_path / "other.safetensors", metadata=metadata)
-        with pytest.raises(HeadRouterError, match=r"not a head profile: format .*, expected 'headrouter-profile-1'"):
+        with pytest.raises(HeadRouterError, match=r"format .*, expected one of .*'headrouter-profile-2'"):
             HeadProfile.load(tmp_path / "other.safetensors")
+
+
+def test_load_refuses_a_file_that_is_not_whole(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole.safetensors", tmp_path / "part.safetensors"
+    calibrated().save(whole)
+    content = whole.read_bytes()
+    for end in (5, 60, len(content) - 1):
+        part.write_bytes(content[:end])
+        with pytest.raises(HeadRouterError, match=r"part\.safetensors is not a safetensors file, or is cut short"):
+            HeadProfile.load(part)
+    assert set(tmp_path.iterdir()) == {whole, part}  # no scratch files
+
+
+def header_of(path: Path) -> dict[str, str]:
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata())
+
+
+@pytest.mark.parametrize(
+    "broken", [{"types": None}, {"bandwidth": "wide"}, {"layers": "[1,"}, {"layers": "3"}, {"metadata": ""}]
+)
+def test_load_refuses_a_broken_header(tmp_path: Path, broken: dict[str, str | None]) -> None:
+    path = tmp_path / "profile.safetensors"
+    calibrated().save(path)
+    header = {name: value for name, value in {**header_of(path), **broken}.items() if value is not None}
+    save_file(load_file(path), path, metadata=header)
+    with pytest.raises(HeadRouterError, match="broken header"):
+        HeadProfile.load(path)
+
+
+def test_files_of_the_first_version_still_load(tmp_path: Path) -> None:
+    path = tmp_path / "profile.safetensors"
+    calibrated().save(path)
+    header = {**header_of(path), "format": "headrouter-profile-1"}
+    del header["features"]
+    save_file(load_file(path), path, metadata=header)
+    again = HeadProfile.load(path)
+    assert again.features == "attention"
+    assert again.layers == (1, 3)
 
 
 def test_load_by_name(tmp_path: Path) -> None:
@@ -133,6 +174,10 @@ def test_load_by_name(tmp_path: Path) -> None:
         ({"bandwidth": 0.0}, "positive, got 0.0"),
         ({"bandwidth": float("nan")}, "positive, got nan"),
         ({"weighting": "selectvity"}, "weighting .* got 'selectvity'"),
+        ({"features": "logs"}, "'attention' or 'log', got 'logs'"),
+        ({"weights": torch.full((3, 8), torch.nan)}, "weights must be finite"),
+        ({"centroids": torch.full((3, 8), torch.inf)}, "centroids must be finite"),
+        ({"weights": -torch.rand(3, 8)}, "must not be negative"),
         ({"weights": torch.rand(2, 8)}, r"weights must be \[3, P\], got \[2, 8\]"),
         ({"centroids": torch.rand(3)}, r"centroids must be \[3, P\], got \[3\]"),
         ({"centroids": torch.rand(3, 4)}, r"weights \[3, 8\] and centroids \[3, 4\]"),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from headrouter_pl import AudioTokenPruner
 from headrouter_pl.models import FAMILIES, find_lalm
+from headrouter_pl.scorers import LinearProbeScorer, OracleScorer, Scorer
 
 # The thinker stands for the full Omni model in the longer tables; it is the module that does the work.
 NAMES = [name for name in tiny.FAMILIES if name in FAMILIES or name == "qwen2_5_omni"]
@@ -60,6 +61,8 @@ def _shared(name: str, attn: str) -> Any:
 class Case:
     """A model, a batch, and what full, pruned and reference runs give."""
 
+    settings: dict[str, Any] = {}  # noqa: RUF012 (replaced, not changed)
+
     def __init__(
         self, name: str, batch: str | dict[str, Tensor] = "left", attn: str = "sdpa", model: Any = None
     ) -> None:
@@ -74,7 +77,8 @@ class Case:
         self.layer = max(2, self.handle.lowest_layer)
 
     def pruner(self, **settings: Any) -> AudioTokenPruner:
-        return AudioTokenPruner(**{"keep_ratio": 0.4, "layer": self.layer, "scorer": "random", **settings})
+        defaults = {"keep_ratio": 0.4, "layer": self.layer, "scorer": "random", **self.settings}
+        return AudioTokenPruner(**{**defaults, **settings})
 
     def compare_logits(self, **settings: Any) -> None:
         pruner = self.pruner(**settings)
@@ -120,10 +124,24 @@ def test_logits(name: str, attn: str, batch: str) -> None:
     Case(name, batch, attn).compare_logits()
 
 
-@pytest.mark.parametrize("scorer", ["headrouter", "fastv", "fastv-norope", "stride"])
+@pytest.mark.parametrize(
+    "scorer",
+    ["headrouter", "fastv", "fastv-norope", "stride", "segmentwise", "dart", "oracle", "linear-probe", "scout"],
+)
 def test_logits_with_scorers_that_probe(name: str, scorer: str) -> None:
+    if scorer == "scout" and name == "gemma3n":
+        pytest.skip("its layers take inputs of their own per token, so that it is refused (test_scout.py)")
+    made: str | Scorer = scorer
+    if scorer == "oracle":
+        made = OracleScorer()
+        made.evidence = [[(2, 4)], [(0, 1), (5, 9)], []]
+    elif scorer == "linear-probe":
+        weights = torch.randn(
+            1, Case(name).handle.decoder.config.hidden_size, generator=torch.Generator().manual_seed(0)
+        )
+        made = LinearProbeScorer(weights, torch.zeros(1), ["sound"], ["acoustic"], router="selectivity")
     with pytest.warns(UserWarning, match="No tokenizer") if scorer == "headrouter" else nullcontext():
-        Case(name).compare_logits(scorer=scorer)
+        Case(name).compare_logits(scorer=made)
 
 
 def test_logits_with_a_budget(name: str) -> None:
@@ -214,6 +232,44 @@ def test_second_turn_on_one_cache() -> None:
     assert (step[0, -1] - expected[0, -1]).abs().max() <= MAX_ERROR
 
 
+class ScoutCase(Case):
+    """Scores from a scout pass, and everything dropped that can be from layer 1 on."""
+
+    settings: dict[str, Any] = {"scorer": "scout", "layer": 1}  # noqa: RUF012
+
+    def __init__(self, name: str, *args: Any, **kwargs: Any) -> None:
+        if name == "gemma3n":
+            pytest.skip("its layers are given inputs of their own, so that a scout pass is refused (test_scout.py)")
+        super().__init__(name, *args, **kwargs)
+        self.layer = 1
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_scout_logits(name: str, attn: str, batch: str) -> None:
+    ScoutCase(name, batch, attn).compare_logits()
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static", "none"])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_scout_greedy(name: str, attn: str, cache: str) -> None:
+    settings: dict[str, Any] = {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
+    if cache == "dynamic":
+        settings = {}
+    ScoutCase(name, "left", attn).compare_generate(**GREEDY, **settings, reference={"cache_implementation": None})
+
+
+def test_scout_beams(name: str) -> None:
+    model = _shared(name, "sdpa")
+    case = ScoutCase(name, tiny.inputs(name, model, [[12], [9], [6]]), model=model)
+    case.compare_generate(every=3, num_beams=3, **GREEDY)
+
+
+def test_scout_prompt_lookup(name: str) -> None:
+    case = ScoutCase(name, "one")
+    case.compare_generate(**GREEDY, prompt_lookup_num_tokens=3, reference={"prompt_lookup_num_tokens": None})
+
+
 def _labels(batch: dict[str, Tensor]) -> Tensor:
     labels = batch["input_ids"].clone()
     labels[:, :-3] = -100
@@ -280,6 +336,8 @@ def test_lora(name: str, state: str) -> None:
         with model.disable_adapter() if state == "disabled" else nullcontext():
             assert torch.equal(model(**batch).logits, plain) == (state != "disabled")
             case.compare_logits(scorer="fastv")
+            if name != "gemma3n":
+                case.compare_logits(scorer="scout")
             if state == "active":
                 case.compare_generate(**GREEDY)
 

@@ -74,9 +74,10 @@ def _use(model: Any, attn: str) -> None:
     handle.decoder.config._attn_implementation = attn
 
 
+@pytest.mark.parametrize("scorer", ["random", "scout"])
 @pytest.mark.parametrize("clips", [[[21]], [[20], [14], [6]]], ids=["one", "padded"])
 @pytest.mark.parametrize("name", NAMES)
-def test_flash(name: str, clips: list[list[int]], flash: str) -> None:
+def test_flash(name: str, clips: list[list[int]], scorer: str, flash: str) -> None:
     model = tiny.build(name)
     handle, batch = find_lalm(model), tiny.inputs(name, model, clips)
     audio = tiny.audio_mask(name, model, batch["input_ids"])
@@ -86,10 +87,14 @@ def test_flash(name: str, clips: list[list[int]], flash: str) -> None:
     with torch.no_grad():
         _use(model, flash)
         full = model(**batch).logits
-        with AudioTokenPruner(0.4, scorer="random")(model) as report:
+        with AudioTokenPruner(0.4, scorer=scorer)(model) as report:
             logits = model(**batch).logits
             generated = model.generate(**batch, **settings)
         _use(model, "sdpa")
+        with AudioTokenPruner(0.4, scorer=scorer)(model) as same:
+            model(**batch)
+        for one, other in zip(report.samples, same.samples, strict=False):  # report holds the generation's as well
+            torch.testing.assert_close(one.importance, other.importance, atol=1e-6, rtol=1e-4)
         dropped = dropped_from(report, audio)
         with masked_from(handle.layers, 2, dropped):
             expected = model(**batch, use_cache=False).logits

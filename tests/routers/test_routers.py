@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headrouter_pl.errors import ProfileMismatchError, UnknownNameError
+from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, UnknownNameError
 from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.routers import (
     ROUTERS,
+    FixedRouter,
     JointRouter,
     PromptPrior,
     PromptRouter,
@@ -287,3 +288,29 @@ def test_an_uncertain_prompt_is_warned_of_once(router: type[Router]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         routed.route(weighted, ["x"], some_selectivity(1))
+
+
+def test_fixed_routes_are_certain() -> None:
+    router = FixedRouter(["voice", "semantic"])
+    assert not router.needs_prompts
+    route = router.route(profile_of(), None, some_selectivity(2))
+    assert route.tolist() == [[0, 0, 1], [1, 0, 0]]
+    router.types = ["sound"]
+    assert router.route(profile_of(), PROMPTS[:2], some_selectivity(2)).tolist() == [[0, 1, 0]] * 2
+    assert get_router(router) is router
+
+
+def test_fixed_routes_of_repeated_samples() -> None:
+    route = FixedRouter(["voice", "sound"]).route(profile_of(), None, some_selectivity(4))
+    assert route.argmax(1).tolist() == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("types", [[], ["sound"] * 2, ["sound"] * 4])
+def test_fixed_routes_of_another_batch(types: list[str]) -> None:
+    with pytest.raises(HeadRouterError, match=f"each of the batch's 3 samples, and was given {len(types)}"):
+        FixedRouter(types).route(profile_of(), None, some_selectivity(3))
+
+
+def test_fixed_routes_of_another_profile() -> None:
+    with pytest.raises(ProfileMismatchError, match=r"types \['voice'\], profile 'x' has \['semantic', 'sound'\]"):
+        FixedRouter(["voice"]).route(profile_of(("semantic", "sound")), None, some_selectivity(1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from headrouter_pl import AudioTokenPruner
 from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.pruning import SampleReport
+from headrouter_pl.scorers import Probe, Scorer, ScoringInputs
 
 torch.set_num_threads(1)
 
@@ -173,7 +174,75 @@ def test_several_layers_are_probed_in_order() -> None:
         torch.testing.assert_close(sample.importance, wanted.float(), atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("scorer", ["fastv", "fastv-norope", "headrouter", "random", "stride"])
+class Reader(Scorer):
+    """Remembers what it is given."""
+
+    def __init__(self, **wants: Any) -> None:
+        vars(self).update(wants)
+        self.inputs: Any = None
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        self.inputs = inputs
+        return torch.rand(inputs.audio_mask.shape)
+
+
+KEYS = [
+    (None, (1,)),
+    (Probe(), (1,)),
+    (Probe(layers=(0, 1)), (0, 1)),
+    (Probe(keys="all", queries="last"), (1,)),
+]
+
+
+@pytest.mark.parametrize(("probe", "layers"), KEYS)
+@pytest.mark.parametrize("name", ["qwen2_audio", "phi4_multimodal", "qwen3_asr"])
+def test_keys_are_those_of_the_audio_before_rotary(name: str, probe: Probe | None, layers: tuple[int, ...]) -> None:
+    batch = batch_of(name)
+    reader = Reader(reads_keys=True, probe=probe)
+    pruned(name, batch, scorer=reader, layer=2)
+    masks = tiny.audio_mask(name, model_of(name), batch["input_ids"])
+    wanted = torch.cat([read_projections(name, batch, layer)[1].flatten(2) for layer in layers], 2).float()
+    assert reader.inputs.keys.dtype == torch.float32
+    for row, mask in enumerate(masks):
+        seen = int(mask.sum())
+        torch.testing.assert_close(reader.inputs.keys[row, :seen], wanted[row, mask], atol=1e-5, rtol=1e-4)
+        assert not reader.inputs.keys[row, seen:].any()
+    assert (reader.inputs.attention is None) == (probe is None)
+    assert reader.inputs.embeddings is None
+
+
+@pytest.mark.parametrize("name", ["qwen2_audio", "phi4_multimodal", "granite_speech", "gemma3n"])
+def test_embeddings_are_what_enters_layer_0(name: str) -> None:
+    batch, seen = batch_of(name), []
+    first = tiny.layers(name, model_of(name))[0]
+    hook = first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    reader = Reader(reads_embeddings=True)
+    pruned(name, batch, scorer=reader, layer=3)
+    hook.remove()
+    hidden = seen[0] if seen[0].dim() == 3 else seen[0][0]
+    for row, mask in enumerate(tiny.audio_mask(name, model_of(name), batch["input_ids"])):
+        count = int(mask.sum())
+        assert torch.equal(reader.inputs.embeddings[row, :count], hidden[row, mask].float())
+        assert not reader.inputs.embeddings[row, count:].any()
+    assert reader.inputs.keys is None
+    assert reader.inputs.attention is None
+
+
+def test_nothing_is_read_that_is_not_asked_for() -> None:
+    name, batch = "qwen2_audio", batch_of("qwen2_audio")
+    reader = Reader()
+    layer = tiny.layers(name, model_of(name))[0]
+    with AudioTokenPruner(0.5, scorer=reader)(model_of(name)):
+        assert not layer._forward_pre_hooks
+        assert not layer.self_attn.k_proj._forward_hooks
+        tiny.core(name, model_of(name))(**batch)
+    assert (reader.inputs.keys, reader.inputs.embeddings, reader.inputs.attention) == (None, None, None)
+
+
+PLAIN = ["fastv", "fastv-norope", "headrouter", "random", "stride", "segmentwise", "dart", "scout"]
+
+
+@pytest.mark.parametrize("scorer", PLAIN)
 def test_the_most_important_are_kept(scorer: str) -> None:
     name, batch = "qwen2_audio", batch_of("qwen2_audio")
     audio = tiny.audio_mask(name, model_of(name), batch["input_ids"])
@@ -185,7 +254,7 @@ def test_the_most_important_are_kept(scorer: str) -> None:
         assert sample.kept.tolist() == audio[row].nonzero().flatten()[best].tolist()
 
 
-@pytest.mark.parametrize("scorer", ["fastv", "fastv-norope", "headrouter", "random", "stride"])
+@pytest.mark.parametrize("scorer", PLAIN)
 def test_a_sample_is_scored_the_same_alone(scorer: str) -> None:
     name, batch = "qwen2_audio", batch_of("qwen2_audio")
     for row, sample in enumerate(pruned(name, batch, scorer=scorer, layer=2)[:2]):

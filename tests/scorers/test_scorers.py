@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -107,10 +108,27 @@ def test_probes() -> None:
     assert get_scorer("fastv").probe == Probe(rotary=True, queries="last", keys="all", layers=None)
     assert get_scorer("fastv-norope").probe == Probe(rotary=False, queries="last", keys="all", layers=None)
     assert get_scorer("headrouter").probe == Probe(rotary=False, queries="prompt", keys="audio", layers=None)
+    assert get_scorer("segmentwise").probe == get_scorer("fastv").probe
+    assert get_scorer("scout").probe == Probe(rotary=True, queries="last", keys="audio", layers=None, pool=4)
+    assert get_scorer("dart").probe is None
+    assert get_scorer("oracle").probe is None
     assert get_scorer("random").probe is None
     assert get_scorer("stride").probe is None
     probe = HeadRouterScorer(HeadProfile("x", layers=(0, 2)), queries="last").probe
     assert probe == Probe(queries="last", layers=(0, 2))
+
+
+def test_which_layers_a_probe_means() -> None:
+    assert Probe().resolve(layer=3, num_layers=30) == (2,)
+    assert Probe(layers=(0, 2)).resolve(layer=3, num_layers=30) == (0, 2)
+    assert Probe(pool=4).resolve(layer=1, num_layers=30) == (21,)
+    assert Probe(pool=4).resolve(layer=1, num_layers=2) == (0,)
+    assert Probe(pool=4, layers=(17, 20)).resolve(layer=1, num_layers=30) == (17, 20)
+
+
+def test_only_what_is_named_is_read() -> None:
+    assert [name for name in SCORERS if get_scorer(name).reads_keys] == ["dart"]
+    assert not any(get_scorer(name).reads_embeddings for name in SCORERS)
 
 
 def test_only_routing_by_prompt_needs_prompts() -> None:
@@ -149,6 +167,22 @@ def test_headrouter_with_a_calibrated_profile() -> None:
             wanted = sum(weights[h] * float(attention[h, j]) for h in range(3))
             assert importance[b, j].item() == pytest.approx(wanted, abs=1e-5)
     assert inputs.types == ("semantic", "sound")
+
+
+def test_headrouter_with_signed_weights_on_log_attention() -> None:
+    """Types are mixed by their weights, not by their scores after some nonlinearity."""
+    signed = torch.tensor([[0.7, -0.3, 0.0], [-0.1, 0.1, 0.8]])
+    centroids = torch.tensor([[0.1, 0.2, 0.1], [0.1, 0.2, 0.1]])  # as likely as each other
+    profile = HeadProfile("x", ("semantic", "sound"), ("semantic", "acoustic"), signed, centroids, features="log")
+    inputs = batch_of([6, 4], [2, 2])
+    raw = torch.rand(2, 3, 6).masked_fill(~inputs.audio_mask[:, None], 0)
+    inputs.attention = raw / raw.sum(-1, keepdim=True)
+    importance = HeadRouterScorer(profile, "selectivity").score(inputs)
+    mixed = signed.mean(0).tolist()
+    for b, n in enumerate((6, 4)):
+        for j in range(n):
+            wanted = sum(mixed[h] * math.log(n * float(inputs.attention[b, h, j]) + 1e-3) for h in range(3))
+            assert importance[b, j].item() == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize(

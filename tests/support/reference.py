@@ -25,7 +25,7 @@ def masked_from(layers: nn.ModuleList, layer: int, dropped: Tensor) -> Iterator[
     """
 
     def mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        assert kwargs.get("past_key_values") is None, "the reference runs without a cache"
+        assert kwargs.get("cache", kwargs.get("past_key_values")) is None, "the reference runs without a cache"
         length = (args[0] if args else kwargs["hidden_states"]).shape[-2]
         # A dropped token still sees itself: nobody reads its output, but it must be finite.
         gone = torch.nn.functional.pad(dropped, (0, length - dropped.shape[1]))[:, None, None, :]

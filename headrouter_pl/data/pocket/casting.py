@@ -129,9 +129,8 @@ class Casting:
         """Wrong lines are of the split and as short as the right ones: neither is to be known by its looks."""
         longest = _longest(seconds)
         if longest not in self.vocabularies:
-            vocabulary = self.vocabularies[longest] = Vocabulary(self.library)
             short = (i for i in self.labels["line"] if self.library.seconds(i) <= longest)
-            vocabulary.answers["room"] = sorted({self.library.clips[i].english for i in short})
+            self.vocabularies[longest] = Vocabulary(self.library).with_lines(short)
         return self.vocabularies[longest]
 
 

@@ -33,14 +33,15 @@ class WindowPool(Sequence[np.ndarray]):
     """Windows of several kinds as one sequence.
 
     Args:
-        kinds: The windows, one entry a kind.
+        kinds: The windows, one entry a kind; all of one split.
     """
 
     def __init__(self, kinds: Sequence[EncodedWindows]) -> None:
         self.places = [(kind, i) for kind in kinds for i in range(len(kind))]
         self.scenes = [scene for kind in kinds for scene in kind.scenes]
         self.sparse = [number for number, (kind, _) in enumerate(self.places) if kind.draw is draw_sparse_window]
-        self.library = kinds[0].pools.library
+        self.pools = kinds[0].pools
+        self.library = self.pools.library
 
     def __len__(self) -> int:
         return len(self.places)

@@ -51,6 +51,10 @@ class Pools:
                 roles[role][answer].append(index)
         return cls(library, {role: dict(answers) for role, answers in roles.items()}, backgrounds, murmurs)
 
+    def of_role(self, role: str) -> list[int]:
+        """Indices of all clips of a role."""
+        return [index for clips in self.roles.get(role, {}).values() for index in clips]
+
     def draw(
         self,
         rng: np.random.Generator,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -105,6 +105,13 @@ ROLE_LABEL = {
 }
 """Role -> the label of a clip that answers a question about it."""
 
+# Categories that do not name one thing.
+_THINGS = {
+    "clothes": "piece of clothing",
+    "furniture": "piece of furniture",
+    "household": "household item",
+    "weather": "kind of weather",
+}
 _ROLE_NAMES = {"number": "number", "letter": "letter", "word": "code word", "item": "{category}"}
 
 
@@ -135,6 +142,12 @@ class Vocabulary:
             if clip.category:
                 found.setdefault("category", set()).add(clip.category)
         return {name: sorted(values - {""}) for name, values in found.items()}
+
+    def with_lines(self, clips: Iterable[int]) -> Vocabulary:
+        """The same, with wrong lines of these clips alone: none may be known by its split, or by its length."""
+        limited = Vocabulary(self.library)
+        limited.answers["room"] = sorted({self.library.clips[i].english for i in clips} - {""})
+        return limited
 
     @cached_property
     def category(self) -> dict[str, str]:
@@ -196,7 +209,8 @@ class Context:
                 names.append("the last voice")
         if self.roles[event] in _ROLE_NAMES and self.alone(self.roles[event]) is not None:
             verb = "names" if self.roles[event] == "item" else "says"
-            name = _ROLE_NAMES[self.roles[event]].format(category=self.clips[event].category)
+            category = self.clips[event].category
+            name = _ROLE_NAMES[self.roles[event]].format(category=_THINGS.get(category, category))
             names.append(f"the voice that {verb} the {name}")
         return self.pick(*names) if names else ""
 
@@ -262,7 +276,8 @@ def _object(c: Context) -> Iterator[Question]:
         yield c.question("object", prompt, clip.category, c.vocabulary.answers["category"], [event], choices=True)
     else:
         same = [item for item in pool if categories[item] == clip.category]
-        prompt = c.pick(f"Which {clip.category} is named?", f"What {clip.category} does somebody name, in English?")
+        thing = _THINGS.get(clip.category, clip.category)
+        prompt = c.pick(f"Which {thing} is named?", f"What {thing} does somebody name, in English?")
         yield c.question("object", prompt, clip.item, same if len(same) > _CHOICES else pool, [event])
 
 

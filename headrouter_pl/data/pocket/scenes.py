@@ -111,6 +111,8 @@ def lay_out(
     """
     events, now = [], float(rng.uniform(0.1, 0.6))
     whole = sum(library.seconds(clip) for clip in clips)
+    if seconds is not None and max_speed > 1:
+        raise ValueError("clips of another speed can only be packed closely: give seconds or max_speed, not both")
     if seconds is not None and whole > seconds:
         raise ValueError(f"{len(clips)} clips of {whole:.2f} s do not fit in {seconds:.2f} s")
     share = 0.0

@@ -185,7 +185,6 @@ class PocketDataModule(L.LightningDataModule):
         from headrouter_pl.models.pocket import load_processor
 
         self.library = ClipLibrary.open(cache=self.cache, progress=False)
-        self.vocabulary = Vocabulary(self.library)
         self.processor: ProcessorMixin = load_processor(self.cache)
         self.collate = PackedCollator(self.processor)
 
@@ -229,6 +228,7 @@ class PocketDataModule(L.LightningDataModule):
 
     def _plan(self, windows: WindowPool, stage: Stage, seed: list[int]) -> list[_Plan]:
         rng = np.random.default_rng(seed)
+        vocabulary = Vocabulary(self.library).with_lines(windows.pools.of_role("room"))
         plans: list[_Plan] = []
         while len(plans) < stage.samples:
             if stage.windows:
@@ -236,7 +236,7 @@ class PocketDataModule(L.LightningDataModule):
             else:
                 parts = windows.composed(rng, int(rng.integers(stage.events[0], stage.events[1] + 1)), stage.pauses)
             scene = windows.scene(parts)
-            asked = _choose(ask(scene, self.vocabulary, rng, choices=stage.choices), stage.questions, rng)
+            asked = _choose(ask(scene, vocabulary, rng, choices=stage.choices), stage.questions, rng)
             questions = [(question.prompt, question.answer) for question in asked]
             tasks = [question.task for question in asked]
             if rng.random() < stage.described and (answer := describe(scene, self.library)):

@@ -12,7 +12,6 @@ from headrouter_pl.data.packing import PackedSample
 from headrouter_pl.data.pocket.descriptions import DESCRIBE
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.pools import Pools
-from headrouter_pl.data.pocket.questions import Vocabulary
 from headrouter_pl.data.pocket.training import CurriculumSampler, PocketDataModule, Stage
 from headrouter_pl.data.pocket.windows import _SHARD, FRAMES_PER_SECOND, WINDOW_SECONDS, EncodedWindows
 
@@ -51,7 +50,7 @@ def data(tones_library: ClipLibrary, tmp_path: Path) -> PocketDataModule:
         max_tokens=1600,
         cache=str(tmp_path),
     )
-    module.library, module.vocabulary = tones_library, Vocabulary(tones_library)
+    module.library = tones_library
     module.collate = Collate()  # type: ignore[assignment]
     for split in ("train", "validation"):
         for windows in module._encoded(tones_library, split):
@@ -96,6 +95,18 @@ def test_plans_are_what_the_stage_says(data: PocketDataModule) -> None:
         assert 1 <= len(plan.parts) <= 2
         assert all(part[1:] == (0, FRAMES) for part in plan.parts)
         assert 1 <= len(plan.questions) <= 8
+
+
+def test_wrong_lines_are_of_the_same_split(data: PocketDataModule) -> None:
+    library = data.library
+    splits = {clip.english: split for clip, split in zip(library.clips, library.splits, strict=True) if clip.room}
+    lines = 0
+    for plan in data._plan(data._windows("train"), Stage(60, (2, 3)), [0, 3]):
+        for (prompt, answer), task in zip(plan.questions, plan.tasks, strict=True):
+            if task == "line":
+                lines += 1
+                assert {splits[line] for line in splits if line in prompt} | {splits[answer]} == {"train"}
+    assert lines > 5
 
 
 def test_a_described_audio_names_what_is_in_it(data: PocketDataModule) -> None:

@@ -1,0 +1,168 @@
+"""Fits a head-weight profile while a Lightning Trainer validates, tests or predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
+
+from headrouter_pl.calibration import ProfileCalibrator, append_answers, check_settings
+from headrouter_pl.callbacks._common import find_tokenizer, sum_over_processes
+from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.profiles import TYPES, HeadProfile
+
+
+class ProfileCalibration(Callback):
+    """Measures each batch of a run before its step, and writes the profile at the end.
+
+    Example::
+
+        trainer = L.Trainer(callbacks=[ProfileCalibration("mine.safetensors", method="evidence")])
+        trainer.validate(module, datamodule=data)
+
+    Batches have ``inputs`` and ``types``, and ``evidence`` for that method, see
+    :class:`headrouter_pl.calibration.ProfileCalibrator`. For ``"utility"``, prompts in ``inputs`` without labels go on
+    with the batch's ``answers``, a text for each sample. The module's own steps run as ever.
+
+    Sums are taken over all processes, so that each has the same profile; of a sample that a distributed sampler repeats
+    to fill the last batch, twice. During ``fit`` nothing is measured.
+
+    Args:
+        path: The file to write.
+        method: See :class:`headrouter_pl.calibration.ProfileCalibrator`, here and below.
+        fit: How weights are fitted.
+        layer: The prune layer K.
+        layers: The probed layers.
+        types: Names of the types, each with its family.
+        queries: Whose attention is measured.
+        stretch: Audio tokens of a stretch, at most.
+        ridge: Regularisation.
+        name: What to call the profile; the name of the file if None.
+        data: What it is measured on, for its metadata.
+
+    Attributes:
+        profile: The profile of the last run.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        method: str = "selectivity",
+        fit: str | None = None,
+        layer: int | None = None,
+        layers: Sequence[int] | None = None,
+        types: Mapping[str, str] = TYPES,
+        queries: Literal["prompt", "last"] = "prompt",
+        stretch: int = 25,
+        ridge: float = 1e-2,
+        name: str | None = None,
+        data: str = "",
+    ) -> None:
+        check_settings(method, fit, types, stretch, ridge)
+        self.path = Path(path)
+        self.settings: dict[str, Any] = {
+            "method": method, "fit": fit, "layer": layer, "layers": layers, "types": types, "queries": queries,
+            "stretch": stretch, "ridge": ridge,
+        }  # fmt: skip
+        self.name = self.path.stem if name is None else name
+        self.data = data
+        self.profile: HeadProfile | None = None
+        self._calibrator: ProfileCalibrator | None = None
+
+    def _start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self.profile = None
+            self._calibrator = ProfileCalibrator(module, **self.settings)
+
+    def _measure(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._calibrator is None:
+            return
+        if self._calibrator.method == "utility":
+            batch = self._answered(trainer, module, batch, f"batch {batch_idx}")
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            self._calibrator.update(batch, f"batch {batch_idx}")
+
+    def _answered(self, trainer: Trainer, module: LightningModule, batch: Any, name: str) -> Any:
+        if not isinstance(batch, Mapping) or "inputs" not in batch or "labels" in batch["inputs"]:
+            return batch
+        if "answers" not in batch:
+            raise HeadRouterError(f"{name}: the method 'utility' reads inputs['labels'], or 'answers' in the batch.")
+        found: Any = find_tokenizer(module, getattr(trainer, "datamodule", None))
+        if found is None:
+            raise HeadRouterError(
+                "The method 'utility' needs a tokenizer for the answers: give the LightningModule or its datamodule an "
+                "attribute processor or tokenizer, or the batches inputs['labels']."
+            )
+        keys = batch.get("keys") or [f"{name}, sample {i}" for i in range(len(batch["answers"]))]
+        tokenizer = getattr(found, "tokenizer", found)
+        return {**batch, "inputs": append_answers(batch["inputs"], batch["answers"], tokenizer, keys)}
+
+    def _finish(self, trainer: Trainer, module: LightningModule) -> None:
+        calibrator, self._calibrator = self._calibrator, None
+        if calibrator is None:
+            return
+        sums = calibrator.sums.tensors
+        for name in sums:
+            sums[name] = sum_over_processes(trainer, module, sums[name])
+        self.profile = calibrator.profile(self.name, self.data)
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.profile.save(self.path)
+        trainer.strategy.barrier("headrouter_profile")
+        samples = self.profile.metadata["samples"]
+        rank_zero_info(f"ProfileCalibration: {self.path} written, from {samples} samples.")
+
+    # Lightning's hooks
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._measure(trainer, pl_module, batch, batch_idx)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    @override
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._measure(trainer, pl_module, batch, batch_idx)
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    @override
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._measure(trainer, pl_module, batch, batch_idx)
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._calibrator = None

@@ -1,0 +1,146 @@
+"""``headrouter-pl calibrate``: a head-weight profile for the pocket LALM, from the Pocket benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from headrouter_pl.cli.pocket import choose_items, items_digest, load_model, weights_digest
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
+from headrouter_pl.profiles import TYPES
+
+if TYPE_CHECKING:
+    from headrouter_pl.data.pocket.benchmark import PocketItem
+
+
+def calibrate(
+    weights: str = "shipped",
+    checkpoint: str | None = None,
+    split: str = "train",
+    lengths: list[int] | None = None,
+    max_scenes: int | None = None,
+    method: str = "selectivity",
+    fit: str | None = None,
+    layer: int | None = None,
+    layers: list[int] | None = None,
+    types: dict[str, str] | None = None,
+    queries: Literal["prompt", "last"] = "prompt",
+    stretch: int = 25,
+    ridge: float = 1e-2,
+    dtype: str = "float32",
+    output: str = "outputs/pocket_profile.safetensors",
+) -> None:
+    """Fits a head-weight profile to questions of the Pocket benchmark, and writes it.
+
+    An audio is encoded once for all its questions. A run that was stopped goes on where it was.
+
+    Args:
+        weights: "shipped", "untrained", or a folder of exported weights.
+        checkpoint: A Lightning checkpoint of the training, instead of weights.
+        split: "train" or "validation"; what a profile was fitted on cannot judge it.
+        lengths: Seconds of the scenes to ask about; all by default.
+        max_scenes: Scenes of each length, at most.
+        method: "selectivity", "evidence" or "utility".
+        fit: For the latter two "positive" (the default) or "signed", for evidence also "mass".
+        layer: The prune layer K; 2 by default.
+        layers: The probed layers, below K; the one right below by default.
+        types: Types, each with its family; semantic, sound and voice by default. Types that are named like the
+            families take all questions of theirs.
+        queries: "prompt" averages over the question's tokens, "last" takes the last.
+        stretch: Audio tokens that are dropped at once for "utility"; a second has 25.
+        ridge: Regularisation.
+        dtype: Of the weights, as torch names it.
+        output: The file to write.
+    """
+    import torch
+
+    from headrouter_pl import calibration
+    from headrouter_pl.cli.profile import format_profile
+    from headrouter_pl.data.pocket.benchmark import PocketBenchmark
+
+    types = dict(TYPES if types is None else types)
+    calibration.check_settings(method, fit, types, stretch, ridge)
+    if split not in ("train", "validation"):
+        raise ConfigurationError(f"A profile is fitted on the split 'train' or 'validation', not on {split!r}.")
+    benchmark = PocketBenchmark.open(split)
+    items = choose_items(benchmark.items, lengths, max_scenes)
+    if not items:
+        raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
+    model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
+    asked = f"{len(items)} questions ({items_digest(items)})"
+    data = f"Pocket benchmark, {split}: {asked}, weights {weights_digest(model)}, {dtype}"
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    batches = _Questions(model, processor, benchmark.folder, items, types)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        profile = calibration.calibrate(
+            model, batches, name=Path(output).stem, data=data, state=f"{output}.state", method=method, fit=fit,
+            layer=layer, layers=layers, types=types, queries=queries, stretch=stretch, ridge=ridge,
+        )  # fmt: skip
+    finally:
+        batches.close()
+    profile.save(output)
+    print(format_profile(profile))
+    print(f"Written: {output}")
+
+
+class _Questions(Sequence[Mapping[str, Any]]):
+    """Batches of one question each; the encoder, out of the model meanwhile, hears each audio once."""
+
+    def __init__(
+        self, model: Any, processor: Any, folder: Path, items: Sequence[PocketItem], types: Mapping[str, str]
+    ) -> None:
+        from headrouter_pl.data.packing import PackedCollator
+        from headrouter_pl.models.encoded import EncodedAudio
+
+        self.model = model
+        self.processor = processor
+        self.folder = folder
+        self.items = items
+        self.types = types
+        self._collate = PackedCollator(processor)
+        self._heard: tuple[str, Any] = ("", None)
+        self._taken = EncodedAudio(model)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
+        from headrouter_pl.data.packing import PackedSample
+
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        item = self.items[index]
+        features = self._encode(item.audio)
+        sample = PackedSample(features, [(item.prompt, item.answer)], item.key)
+        inputs = self._collate([sample])["inputs"]
+        # One row without padding: attention is causal and needs no mask in memory.
+        inputs = {name: value for name, value in inputs.items() if name not in ("attention_mask", "position_ids")}
+        kind = item.type if item.type in self.types else TYPES[item.type]
+        # The encoder may give a token less than the seconds have.
+        spans = [(first, min(last, len(features))) for first, last in item.evidence_tokens]
+        return {"inputs": inputs, "types": [kind], "evidence": [spans], "keys": [item.key]}
+
+    def close(self) -> None:
+        """Puts the encoder back."""
+        self._taken.restore()
+
+    def _encode(self, audio: str) -> Any:
+        from headrouter_pl.data.audio import read_audio
+        from headrouter_pl.models.encoded import EncodedAudio, encode_audio
+
+        if self._heard[0] != audio:
+            samples = read_audio(self.folder / audio, self.processor.feature_extractor.sampling_rate)
+            self._taken.restore()
+            try:
+                self._heard = (audio, encode_audio(self.model, self.processor, samples))
+            finally:
+                self._taken = EncodedAudio(self.model)
+        return self._heard[1]

@@ -1,0 +1,450 @@
+"""``headrouter-pl compare``: pruning methods on the same questions of the Pocket benchmark, by accuracy and cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pkgutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
+from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
+
+if TYPE_CHECKING:
+    from headrouter_pl.comparison import Method
+    from headrouter_pl.data.pocket.benchmark import PocketItem
+    from headrouter_pl.models.answering import EncodedPrompt
+    from headrouter_pl.pruning.engine import PruningEngine
+    from headrouter_pl.results import ResultsLog
+    from headrouter_pl.scorers import Scorer
+
+KEEP_RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)
+
+
+def compare(
+    methods: list[dict[str, Any]],
+    keep_ratios: list[float] = list(KEEP_RATIOS),  # noqa: B006 (never changed; jsonargparse wants a list)
+    tested: list[str] = [],  # noqa: B006
+    drawn: list[str] | None = None,
+    weights: str = "shipped",
+    checkpoint: str | None = None,
+    split: str = "validation",
+    lengths: list[int] | None = None,
+    max_scenes: int | None = None,
+    max_minutes: float | None = None,
+    dtype: str = "bfloat16",
+    details: str = "outputs/compare/answers.jsonl",
+    folder: str = "outputs/compare",
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Compares pruning methods on the Pocket benchmark: accuracy, evidence kept and measured prefill time.
+
+    A recording is encoded once. Each question about it is asked unpruned, then with every method at every ratio, before
+    the next one: wherever the run stops, all methods have answered the same questions. Questions come in an order that
+    mixes lengths and tasks. Every answer is kept in ``details`` as soon as it is there, and a run that was stopped goes
+    on where it was.
+
+    Args:
+        methods: The methods, each with ``name`` and ``scorer``, and perhaps ``profile``, ``router`` or ``types``,
+            ``layer``, ``seeds`` and ``init_args``; see :class:`headrouter_pl.comparison.Method`.
+        keep_ratios: Shares of the audio tokens to keep; the unpruned model (1.0) is always asked.
+        tested: Methods to test against all others, by paired bootstrap.
+        drawn: Methods that the figures show; all by default.
+        weights: "shipped", "untrained", or a folder of exported weights.
+        checkpoint: A Lightning checkpoint of the training, instead of weights.
+        split: "validation" or "test".
+        lengths: Seconds of the scenes to ask about; all by default.
+        max_scenes: Scenes of each length, at most: the first that the whole comparison would ask about.
+        max_minutes: Ask no new question after so long, and report what is there; 0 to report an earlier run.
+        dtype: Of the weights, as torch names it.
+        details: Where to keep the answers, as JSON lines.
+        folder: Where to write the tables (Markdown, CSV) and figures.
+        output: Where to write the figures as JSON, if anywhere, e.g. docs/data/pocket_compare.json.
+
+    Returns:
+        The figures.
+    """
+    import torch
+
+    from headrouter_pl.cli import COMMAND_LINE
+    from headrouter_pl.cli.compare_report import write_report
+    from headrouter_pl.cli.tables import dump_figures, machine
+    from headrouter_pl.comparison import summarize
+    from headrouter_pl.data.pocket.benchmark import PocketBenchmark
+    from headrouter_pl.results import ResultsLog, write_text
+
+    chosen = read_methods(methods)
+    ratios = read_ratios(keep_ratios)
+    for name in (*tested, *(drawn or ())):
+        if name not in [method.name for method in chosen]:
+            raise unknown_name("method", name, [method.name for method in chosen])
+    benchmark = PocketBenchmark.open(split)
+    items = choose_items(mix(benchmark.items), lengths, max_scenes)
+    if not items:
+        raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
+    model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))
+    configuration = {
+        "weights": weights_digest(model),
+        "dtype": dtype,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "keep_ratios": ratios,
+        "methods": asker.describe(),
+        "items": items_digest(items),
+    }
+    log = ResultsLog(details, configuration)
+    asker.ask(items, benchmark.folder, log, None if max_minutes is None else 60 * max_minutes)
+    summary = summarize(list(log.rows.values()), chosen, ratios, tested=tested)
+    figures = {
+        "split": split,
+        "command": COMMAND_LINE.get() or "headrouter_pl.cli.compare.compare",
+        "machine": machine(),
+        "weights": configuration["weights"],
+        "dtype": dtype,
+        "questions_planned": len(items),
+        "methods": [dataclasses.asdict(method) for method in chosen],
+        **summary,
+    }
+    if summary["questions"]:
+        write_report(figures, Path(folder), drawn)
+    else:
+        print("No question has been answered by all methods yet.")
+    if output is not None:
+        write_text(output, dump_figures(figures))
+        print(f"Written: {output}")
+    return figures
+
+
+def read_methods(given: Sequence[Mapping[str, Any]]) -> list[Method]:
+    """Methods of a configuration.
+
+    Raises:
+        ConfigurationError: If a setting is unknown or missing, or a name stands twice.
+    """
+    from headrouter_pl.comparison import Method
+
+    known = [field.name for field in dataclasses.fields(Method)]
+    methods: list[Method] = []
+    for entry in given:
+        for name in entry:
+            if name not in known:
+                raise unknown_name("setting of a method", str(name), known)
+        if missing := {"name", "scorer"} - set(entry):
+            raise ConfigurationError(f"The method {dict(entry)} lacks {', '.join(sorted(missing))}.")
+        if entry["name"] in [method.name for method in methods]:
+            raise ConfigurationError(f"Two methods are named {entry['name']!r}.")
+        methods.append(Method(**entry))
+    if not methods:
+        raise ConfigurationError("There are no methods to compare.")
+    return methods
+
+
+def read_ratios(given: Sequence[float]) -> list[float]:
+    """The ratios below 1, largest first."""
+    if not given or len(set(given)) < len(given) or not all(0 < ratio <= 1 for ratio in given):
+        raise ConfigurationError(f"keep_ratios must differ and be in (0, 1], got {list(given)}.")
+    return sorted((ratio for ratio in given if ratio < 1), reverse=True)
+
+
+def mix(items: Sequence[PocketItem]) -> list[PocketItem]:
+    """The questions, those of one scene together, with scenes of all lengths by turns.
+
+    Scenes of one length are shuffled, always alike: the benchmark lists them by what they are asked.
+    """
+    import numpy as np
+
+    scenes: dict[int, list[list[PocketItem]]] = {}
+    for _, group in groupby(items, key=lambda item: item.audio):
+        scene = list(group)
+        scenes.setdefault(round(scene[0].seconds), []).append(scene)
+    shuffled = [
+        [of_length[i] for i in np.random.default_rng(0).permutation(len(of_length))]
+        for _, of_length in sorted(scenes.items())
+    ]
+    return [item for turn in zip_longest(*shuffled, fillvalue=[]) for scene in turn for item in scene]
+
+
+@dataclass(eq=False)
+class _Run:
+    """A method with one seed at one ratio, ready to be attached."""
+
+    method: Method
+    seed: int | None
+    ratio: float
+    engine: PruningEngine
+
+
+class Asker:
+    """Asks a model questions, unpruned and under every method at every ratio.
+
+    Args:
+        model: The model, on its device.
+        processor: Its processor.
+        methods: The methods.
+        ratios: Keep ratios, all below 1.
+        kinds: Types of the questions.
+
+    Raises:
+        HeadRouterError: If a method does not fit the model or the questions.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, methods: Sequence[Method], ratios: Sequence[float], kinds: Sequence[str]
+    ) -> None:
+        from headrouter_pl.models.answering import EncodedPrompter
+        from headrouter_pl.pruning import AudioTokenPruner
+
+        self.model = model
+        self.processor = processor
+        self.prompter = EncodedPrompter(model, processor)
+        self.runs: list[_Run] = []
+        for method in methods:
+            if method.types is not None and (missing := set(kinds) - set(method.types)):
+                raise ConfigurationError(
+                    f"Method {method.name!r} has types for {sorted(method.types)}; there are questions of type "
+                    f"{', '.join(sorted(missing))} too."
+                )
+            for seed in method.seeds or (None,):
+                scorer = build_scorer(method, seed)
+                for ratio in ratios:
+                    pruner = AudioTokenPruner(ratio, layer=method.layer, scorer=scorer, tokenizer=processor)
+                    self.runs.append(_Run(method, seed, ratio, pruner.engine(model)))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The methods with digests of what they have read: profiles, files."""
+        told = {}
+        for run in self.runs:
+            if run.method.name not in told:
+                told[run.method.name] = {
+                    **dataclasses.asdict(run.method),
+                    "layer": run.engine.layer,
+                    "digest": _digest_scorer(run.method, run.engine.scorer),
+                }
+        return list(told.values())
+
+    def ask(self, items: Sequence[PocketItem], folder: Path, log: ResultsLog, seconds: float | None = None) -> None:
+        """Asks what the log does not hold yet.
+
+        Args:
+            items: The questions, those of one scene together.
+            folder: Of the audio.
+            log: Where each answer goes.
+            seconds: Begin no question after so long.
+        """
+        from tqdm.auto import tqdm
+
+        from headrouter_pl.data.audio import read_audio
+        from headrouter_pl.models.encoded import encoded_audio
+
+        deadline = None if seconds is None else time.monotonic() + seconds
+        rate = self.processor.feature_extractor.sampling_rate
+        done = sum(not self._open(item, log) for item in items)
+        warm = False
+        with tqdm(total=len(items), initial=done, desc="comparing", unit="question", smoothing=0) as bar:
+            for audio, scene in groupby(enumerate(items), key=lambda entry: entry[1].audio):
+                open_ = [(number, item) for number, item in scene if self._open(item, log)]
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+                if not open_:
+                    continue
+                encoded = self.prompter.encode(read_audio(folder / audio, rate))
+                with encoded_audio(self.model):
+                    for number, item in open_:
+                        if deadline is not None and time.monotonic() >= deadline:
+                            break
+                        if not warm:  # what is loaded or allocated at first use is nobody's cost
+                            self._warm_up(item, encoded)
+                            warm = True
+                        self._ask_one(item, encoded, log, number)
+                        bar.update()
+
+    def _open(self, item: PocketItem, log: ResultsLog) -> bool:
+        keys = (key_of(item, run.method.name, run.seed, run.ratio) for run in self.runs)
+        return _unpruned_key(item) not in log.rows or any(key not in log.rows for key in keys)
+
+    def _ask_one(self, item: PocketItem, encoded: EncodedPrompt, log: ResultsLog, number: int) -> None:
+        from headrouter_pl.comparison import evidence_recall
+
+        inputs = self.prompter.inputs(encoded, item.prompt)
+        # Timed again by a run that goes on: the machine may be another.
+        text, unpruned = self._answer(inputs)
+        if _unpruned_key(item) not in log.rows:
+            recall = evidence_recall(range(encoded.features.shape[1]), item.evidence_tokens, encoded.features.shape[1])
+            log.add([_row(item, None, text, unpruned, unpruned, applied=1.0, recall=recall, route={})])
+        # No method always comes right after the unpruned run.
+        first = number % max(len(self.runs), 1)
+        for run in (*self.runs[first:], *self.runs[:first]):
+            if key_of(item, run.method.name, run.seed, run.ratio) not in log.rows:
+                text, seconds, sample = self._answer_pruned(run, item, encoded, inputs)
+                recall = evidence_recall(sample.kept.numpy() - encoded.start, item.evidence_tokens, sample.seen)
+                log.add([
+                    _row(item, run, text, seconds, unpruned, applied=sample.keep_ratio, recall=recall,
+                         route=sample.types)
+                ])  # fmt: skip
+
+    def _warm_up(self, item: PocketItem, encoded: EncodedPrompt) -> None:
+        inputs = self.prompter.inputs(encoded, item.prompt)
+        self._answer(inputs, 1)
+        for _, runs in groupby(self.runs, key=lambda run: run.method.name):
+            self._answer_pruned(next(runs), item, encoded, inputs, 1)
+
+    def _answer_pruned(
+        self, run: _Run, item: PocketItem, encoded: EncodedPrompt, inputs: Mapping[str, Any], tokens: int | None = None
+    ) -> tuple[str, float, Any]:
+        tell(run.engine.scorer, run.method, item, encoded.features.shape[1])
+        run.engine.report.clear()
+        run.engine.attach()
+        try:
+            text, seconds = self._answer(inputs, tokens)
+        finally:
+            run.engine.detach()
+        return text, seconds, run.engine.report.samples[0]
+
+    def _answer(self, inputs: Mapping[str, Any], tokens: int | None = None) -> tuple[str, float]:
+        """The greedy answer, and the seconds of its prefill from embedding to first logits."""
+        import torch
+
+        from headrouter_pl.pruning.timing import time_prefills
+
+        with torch.inference_mode(), time_prefills(self.model, whole=True) as times:
+            output = self.model.generate(**inputs, do_sample=False, max_new_tokens=tokens or MAX_NEW_TOKENS)
+        answer = output[0, inputs["input_ids"].shape[1] :]
+        return self.processor.tokenizer.decode(answer, skip_special_tokens=True).strip(), sum(times)
+
+
+def build_scorer(method: Method, seed: int | None) -> Scorer:
+    """The scorer of a method.
+
+    Raises:
+        UnknownNameError: If there is none of that name.
+        ConfigurationError: If it does not take the method's settings.
+    """
+    from headrouter_pl.scorers import SCORERS, Scorer
+
+    made: Callable[..., Any]
+    if "." in method.scorer:
+        try:
+            made = pkgutil.resolve_name(method.scorer)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigurationError(f"Method {method.name!r}: cannot import {method.scorer!r}: {error}") from error
+    elif method.scorer in SCORERS:
+        made = SCORERS[method.scorer]
+    else:
+        raise unknown_name("scorer", method.scorer, SCORERS)
+    given = dict(method.init_args)
+    if method.profile is not None:
+        given["profile"] = method.profile
+    if method.types is not None:
+        given["router"] = pkgutil.resolve_name("headrouter_pl.routers.FixedRouter")(list(method.types.values())[:1])
+    elif method.router is not None:
+        given["router"] = method.router
+    if seed is not None:
+        given["seed"] = seed
+    try:
+        scorer = made(**given)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"Method {method.name!r}: scorer {method.scorer!r} does not take {', '.join(given)}: {error}"
+        ) from error
+    if not isinstance(scorer, Scorer):
+        raise ConfigurationError(f"Method {method.name!r}: {method.scorer!r} gives no scorer, but {scorer!r}.")
+    return scorer
+
+
+def tell(scorer: Any, method: Method, item: PocketItem, seen: int) -> None:
+    """Lets a scorer that is a control know the question's evidence or type.
+
+    Args:
+        scorer: Its ``evidence``, and ``types`` of it or of its ``router``, are set where it has them.
+        method: Says which type stands for the question's own.
+        item: The question.
+        seen: Audio tokens there are.
+    """
+    if hasattr(scorer, "evidence"):
+        scorer.evidence = [[(min(first, seen), min(last, seen)) for first, last in item.evidence_tokens]]
+    told: list[Any] = [scorer, getattr(scorer, "router", None)]
+    for part in told:
+        if hasattr(part, "types"):
+            part.types = [item.type if method.types is None else method.types[item.type]]
+
+
+def key_of(item: PocketItem, method: str, seed: int | None, ratio: float) -> str:
+    """What a row of the log is called."""
+    return "|".join([item.key, method, "" if seed is None else str(seed), f"{ratio:g}"])
+
+
+def _unpruned_key(item: PocketItem) -> str:
+    from headrouter_pl.comparison import UNPRUNED
+
+    return key_of(item, UNPRUNED, None, 1.0)
+
+
+def _row(
+    item: PocketItem,
+    run: _Run | None,
+    text: str,
+    seconds: float,
+    unpruned: float,
+    *,
+    applied: float,
+    recall: float | None,
+    route: Mapping[str, float],
+) -> dict[str, Any]:
+    from headrouter_pl.comparison import UNPRUNED
+    from headrouter_pl.data.pocket.scoring import score_answer
+
+    score = score_answer(item, text)
+    name, seed, ratio = (UNPRUNED, None, 1.0) if run is None else (run.method.name, run.seed, run.ratio)
+    return {
+        "key": key_of(item, name, seed, ratio),
+        "item": item.key,
+        "task": item.task,
+        "type": item.type,
+        "seconds": item.seconds,
+        "method": name,
+        "seed": seed,
+        "keep_ratio": ratio,
+        "applied_ratio": applied,
+        "prompt": item.prompt,
+        "answer": item.answer,
+        "text": text,
+        "right": score.right,
+        "valid": score.valid,
+        "evidence_recall": None if recall is None else round(recall, 4),
+        "route": {name: round(share, 4) for name, share in route.items()},
+        "prefill_seconds": round(seconds, 6),
+        "unpruned_seconds": round(unpruned, 6),
+    }
+
+
+def _digest_scorer(method: Method, scorer: Any) -> str:
+    """Of the head weights that a scorer was given, and of the files that its settings name."""
+    import torch
+
+    found = hashlib.sha256()
+    profile = getattr(scorer, "profile", None)
+    if dataclasses.is_dataclass(profile):
+        for entry in dataclasses.fields(profile):
+            value = getattr(profile, entry.name)
+            found.update(f"{entry.name}=".encode())
+            found.update(value.float().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+    for value in _strings([method.profile, dict(method.init_args)]):
+        if Path(value).is_file():
+            found.update(Path(value).read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, Sequence):
+        for entry in value:
+            yield from _strings(entry)

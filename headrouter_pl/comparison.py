@@ -1,0 +1,470 @@
+"""What can be said of pruning methods that answered the same questions, and how surely.
+
+The functions on arrays are numpy alone. :func:`summarize` turns the rows that ``headrouter-pl compare`` writes, one an
+answer, into the figures of its tables and charts.
+
+A mean over tasks weighs every task alike, however many questions it has; resamples are drawn within tasks, so that it
+is this mean whose spread they show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from headrouter_pl.errors import ConfigurationError
+
+__all__ = [
+    "UNPRUNED",
+    "Difference",
+    "Method",
+    "evidence_recall",
+    "mean_over_tasks",
+    "paired_bootstrap",
+    "percent_of_unpruned",
+    "resample_weights",
+    "summarize",
+]
+
+UNPRUNED = "unpruned"
+"""What rows without a pruner name as their method."""
+
+RESAMPLES = 10_000
+
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning method with its settings, as a configuration names it.
+
+    Attributes:
+        name: What to call it in tables.
+        scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or the import path of a scorer's class.
+        profile: For a scorer with head weights: a profile's name or path.
+        router: For a scorer that routes: a name of :data:`headrouter_pl.routers.ROUTERS`.
+        types: Instead of a router: type of a question -> type of the profile that it is given. Each type to itself is
+            the ceiling of routing, to another one the swapped profile.
+        layer: The prune layer K; the pruner's default if None.
+        seeds: Seeds of a scorer that draws; its answers are averaged over them.
+        init_args: Further arguments of the scorer's class.
+    """
+
+    name: str
+    scorer: str
+    profile: str | None = None
+    router: str | None = None
+    types: Mapping[str, str] | None = None
+    layer: int | None = None
+    seeds: Sequence[int] | None = None
+    init_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name == UNPRUNED:
+            raise ConfigurationError(f"A method needs a name of its own, got {self.name!r}.")
+        if self.types is not None and self.router is not None:
+            raise ConfigurationError(f"Method {self.name!r} has both types and a router ({self.router!r}); give one.")
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise ConfigurationError(f"Method {self.name!r} needs seeds that differ, got {list(self.seeds)}.")
+
+    @property
+    def routing(self) -> str | None:
+        """The router's name; ``"true"`` where each question is given its own type or family, or ``"fixed"``."""
+        if self.types is None:
+            return self.router
+        return "true" if all(given in (kind, _family(kind)) for kind, given in self.types.items()) else "fixed"
+
+
+def _family(kind: str) -> str:
+    return "semantic" if kind == "semantic" else "acoustic"
+
+
+# Arrays
+
+
+def evidence_recall(kept: ArrayLike, spans: Sequence[tuple[int, int]], seen: int) -> float | None:
+    """Share of the evidence that was kept.
+
+    Args:
+        kept: int ``[k]``, the audio tokens kept, counted from the first one.
+        spans: ``(first, last exclusive)`` of the audio tokens that must be heard; they may overlap.
+        seen: Audio tokens there were.
+
+    Returns:
+        In [0, 1], or None if no audio token is evidence.
+
+    Example:
+        >>> evidence_recall([0, 4, 5], [(3, 6), (4, 7)], 10)
+        0.5
+    """
+    evidence = np.zeros(seen, dtype=bool)
+    for first, last in spans:
+        evidence[first:last] = True
+    if not evidence.any():
+        return None
+    return float(evidence[np.asarray(kept, dtype=np.int64)].sum() / evidence.sum())
+
+
+def mean_over_tasks(values: ArrayLike, tasks: Sequence[str]) -> _Floats:
+    """Mean over tasks of the mean of each task.
+
+    Args:
+        values: float ``[n, ...]``, of n questions.
+        tasks: Their tasks.
+
+    Returns:
+        float ``[...]``.
+    """
+    return _of_tasks(np.asarray(values, dtype=float), tasks).mean(0)
+
+
+def percent_of_unpruned(pruned: ArrayLike, unpruned: ArrayLike, tasks: Sequence[str]) -> float | None:
+    """Mean over tasks of pruned accuracy / unpruned accuracy, in percent.
+
+    A task that the unpruned model never gets right has no such share, and is left out.
+
+    Args:
+        pruned: float ``[n]``, 1 where a question was answered right; shares, over several seeds.
+        unpruned: float ``[n]``, the same without pruning.
+        tasks: Tasks of the n questions.
+
+    Returns:
+        None if every task was left out.
+
+    Example:
+        >>> percent_of_unpruned([1, 0, 1], [1, 1, 1], ["a", "a", "b"])
+        75.0
+    """
+    of_pruned, of_full = (_of_tasks(np.asarray(values, dtype=float), tasks) for values in (pruned, unpruned))
+    known = of_full > 0
+    return float(100 * (of_pruned[known] / of_full[known]).mean()) if known.any() else None
+
+
+def resample_weights(tasks: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> _Floats:
+    """Weights of n questions in bootstrap resamples drawn with replacement within each task.
+
+    One set of weights for all methods keeps their resamples paired.
+
+    Args:
+        tasks: Tasks of the questions.
+        resamples: How many.
+        seed: Of the draw.
+
+    Returns:
+        float ``[resamples, n]``: ``weights @ values`` are the means over tasks of the resampled values.
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.empty((resamples, len(tasks)))
+    parts = _parts(tasks)
+    for part in parts.values():
+        drawn = rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=resamples)
+        weights[:, part] = drawn / (len(part) * len(parts))
+    return weights
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of means over tasks.
+
+    Attributes:
+        difference: a - b.
+        ci95: Its 95 % bootstrap interval.
+        p: Two-sided: twice the share of resamples on the rarer side of zero.
+    """
+
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+
+
+def paired_bootstrap(a: ArrayLike, b: ArrayLike, tasks: Sequence[str], *, weights: _Floats | None = None) -> Difference:
+    """Compares two methods on the same questions, by resampling the questions within their tasks.
+
+    Args:
+        a: float ``[n]``, what each question is worth under the one method.
+        b: float ``[n]``, and under the other.
+        tasks: Tasks of the questions.
+        weights: Of :func:`resample_weights`, to draw them once for many comparisons.
+    """
+    weights = resample_weights(tasks) if weights is None else weights
+    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    return _difference(float(mean_over_tasks(differences, tasks)), weights @ differences)
+
+
+def _difference(found: float, drawn: _Floats) -> Difference:
+    """A difference, with its resamples ``[R]``."""
+    # Rounded: sums that are zero on paper are not, in floats, and zero counts on both sides.
+    drawn = np.round(drawn, 12)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    p = min(1.0, 2 * (rarer + 1) / (len(drawn) + 1))  # never zero: no more than that can be known of so many draws
+    return Difference(found, (float(low), float(high)), p)
+
+
+def _resample(values: _Floats, unpruned: _Floats, tasks: Sequence[str], resamples: int) -> tuple[_Floats, _Floats]:
+    """Resamples of many methods at once.
+
+    Args:
+        values: ``[n, C]`` of n questions under C methods.
+        unpruned: ``[n]``.
+        tasks: Tasks of the questions.
+        resamples: R.
+
+    Returns:
+        Means over tasks, and percents of unpruned (NaN where no task has one), both ``[R, C]``.
+    """
+    weights = resample_weights(tasks, resamples=resamples)
+    shape = resamples, values.shape[1]
+    means, shares, known = np.zeros(shape), np.zeros(shape), np.zeros((resamples, 1))
+    for part in _parts(tasks).values():
+        of_task = weights[:, part]
+        pruned, full = of_task @ values[part], (of_task @ unpruned[part])[:, None]
+        means += pruned
+        # Both sides have the same weights, which cancel out.
+        shares += np.divide(pruned, full, out=np.zeros(shape), where=full > 0)
+        known += full > 0
+    percents = np.divide(100 * shares, known, out=np.full(shape, np.nan), where=known > 0)
+    return means, percents
+
+
+def _parts(tasks: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    names = np.asarray(tasks)
+    return {name: np.flatnonzero(names == name) for name in dict.fromkeys(tasks)}
+
+
+def _of_tasks(values: _Floats, tasks: Sequence[str]) -> _Floats:
+    return np.array([values[part].mean(0) for part in _parts(tasks).values()])
+
+
+# Rows of answers
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Answers of one method at one ratio to n questions, averaged over seeds; float ``[n]`` each."""
+
+    right: _Floats
+    valid: _Floats
+    applied: _Floats
+    cost: _Floats
+    recall: _Floats  # NaN where nothing is evidence
+
+
+def summarize(
+    rows: Sequence[Mapping[str, Any]],
+    methods: Sequence[Method],
+    keep_ratios: Sequence[float],
+    *,
+    tested: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Figures of a comparison, of the questions that every method has answered at every ratio.
+
+    Args:
+        rows: One an answer: ``item`` (key of the question), ``task``, ``type``, ``seconds``, ``method``, ``seed``,
+            ``keep_ratio``, ``applied_ratio``, ``right``, ``valid``, ``evidence_recall``, ``route``,
+            ``prefill_seconds`` and ``unpruned_seconds``.
+        methods: The methods.
+        keep_ratios: The ratios they ran at, all below 1.
+        tested: Names of methods to test against all others.
+        resamples: Of the bootstrap.
+
+    Returns:
+        - ``questions``: how many.
+        - ``rows``: ``method``, ``scorer``, ``profile``, ``router``, ``keep_ratio``, ``applied_ratio`` (mean), ``type``,
+          ``task``, ``n``, ``accuracy``, ``percent_of_unpruned``, ``cost`` (median of pruned / unpruned prefill time of
+          the same question), ``evidence_recall`` and ``invalid`` (share of answers that are none; they count as wrong).
+          Rows with task ``"mean"`` hold means over the tasks of a type or of ``"all"``; they also have
+          ``accuracy_band`` (95 % interval of the difference to the unpruned model, about the unpruned accuracy),
+          ``percent_ci95``, and ``percent_by_third`` (of three disjoint thirds of the audios).
+        - ``lengths``: the same means for each length of audio, and for all of a minute or more, under ``length_s``.
+        - ``tests``: ``a``, ``b``, ``keep_ratio``, ``type``, ``n``, ``difference``, ``ci95``, ``p``.
+        - ``routes``: for each method that routes and each type of question that its profile knows, or its family,
+          ``n``, ``histogram`` (questions by the probability that this type was given, in ten equal bins) and ``mean``
+          (type -> mean probability).
+    """
+    by_run: dict[tuple[str, float], dict[str, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        by_run.setdefault((row["method"], row["keep_ratio"]), {}).setdefault(row["item"], []).append(row)
+    wanted = {(UNPRUNED, 1.0): 1} | {
+        (method.name, ratio): len(method.seeds or (None,)) for method in methods for ratio in keep_ratios
+    }
+    first = by_run.get((UNPRUNED, 1.0), {})
+    whole = [
+        item for item in first if all(len(by_run.get(run, {}).get(item, ())) == count for run, count in wanted.items())
+    ]
+    items = [first[item][0] for item in whole]
+    found = {run: _answers([by_run[run][item] for item in whole]) for run in wanted} if items else {}
+    figures: dict[str, Any] = {"questions": len(items), "rows": [], "lengths": [], "tests": [], "routes": []}
+    if not items:
+        return figures
+    known = {method.name: method for method in methods}
+    kinds = list(dict.fromkeys(item["type"] for item in items))
+    thirds = _thirds([item["item"] for item in items])
+    every = np.arange(len(items))
+    runs = list(found)
+    for kind in (*kinds, "all"):
+        part = every if kind == "all" else np.array([i for i in every if items[i]["type"] == kind])
+        means = _means(part, items, found, resamples)
+        for run, answers in found.items():
+            label = _label(run, known) | {"type": kind}
+            if kind != "all":
+                for task, at in _parts([items[i]["task"] for i in part]).items():
+                    figures["rows"].append(label | {"task": task} | _plain(part[at], items, answers, found))
+            by_third = [_percent(part[thirds[part] == third], items, answers, found) for third in range(3)]
+            figures["rows"].append(label | {"task": "mean"} | means.figures[run] | {"percent_by_third": by_third})
+        for a in tested:
+            for ratio in keep_ratios:
+                for b in (UNPRUNED, *known):
+                    if b != a:
+                        one, other = runs.index((a, ratio)), runs.index((b, 1.0 if b == UNPRUNED else ratio))
+                        test = _difference(
+                            float(means.exact[one] - means.exact[other]), means.drawn[:, one] - means.drawn[:, other]
+                        )
+                        figures["tests"].append(
+                            {"a": a, "b": b, "keep_ratio": ratio, "type": kind, "n": len(part),
+                             "difference": round(test.difference, 4), "ci95": [round(bound, 4) for bound in test.ci95],
+                             "p": round(test.p, 5)}
+                        )  # fmt: skip
+        for name, lengths in _lengths(items):
+            there = np.array([i for i in part if round(items[i]["seconds"]) in lengths], dtype=np.int64)
+            if len(there):
+                of_length = _means(there, items, found, resamples).figures
+                figures["lengths"] += [
+                    _label(run, known) | {"type": kind, "task": "mean", "length_s": name} | of_length[run]
+                    for run in runs
+                ]
+    if keep_ratios:
+        chosen = [
+            (method.name, [by_run[method.name, max(keep_ratios)][item][0] for item in whole]) for method in methods
+        ]
+        figures["routes"] = [route for name, answered in chosen for route in _routes(name, answered, kinds)]
+    return figures
+
+
+def _answers(by_item: Sequence[Sequence[Mapping[str, Any]]]) -> _Answers:
+    def mean(of: Any) -> _Floats:
+        return np.array([[of(row) for row in rows] for rows in by_item], dtype=float).mean(1)
+
+    return _Answers(
+        right=mean(lambda row: row["right"]),
+        valid=mean(lambda row: row["valid"]),
+        applied=mean(lambda row: row["applied_ratio"]),
+        cost=mean(lambda row: row["prefill_seconds"] / row["unpruned_seconds"]),
+        recall=mean(lambda row: np.nan if row["evidence_recall"] is None else row["evidence_recall"]),
+    )
+
+
+def _label(run: tuple[str, float], known: Mapping[str, Method]) -> dict[str, Any]:
+    name, ratio = run
+    method = known.get(name)
+    return {
+        "method": name,
+        "scorer": UNPRUNED if method is None else method.scorer,
+        "profile": None if method is None else method.profile,
+        "router": None if method is None else method.routing,
+        "keep_ratio": ratio,
+    }
+
+
+_Found = Mapping[tuple[str, float], _Answers]
+_Items = Sequence[Mapping[str, Any]]
+
+
+def _plain(part: NDArray[np.int64], items: _Items, answers: _Answers, found: _Found) -> dict[str, Any]:
+    """Figures of some questions, each task counting alike."""
+    tasks = [items[i]["task"] for i in part]
+    heard = part[~np.isnan(answers.recall[part])]
+    recall = mean_over_tasks(answers.recall[heard], [items[i]["task"] for i in heard]) if len(heard) else None
+    return {
+        "applied_ratio": round(float(answers.applied[part].mean()), 4),
+        "n": len(part),
+        "accuracy": round(float(mean_over_tasks(answers.right[part], tasks)), 4),
+        "percent_of_unpruned": _percent(part, items, answers, found),
+        "cost": round(float(np.median(answers.cost[part])), 4),
+        "evidence_recall": None if recall is None else round(float(recall), 4),
+        "invalid": round(float(1 - answers.valid[part].mean()), 4),
+    }
+
+
+def _percent(part: NDArray[np.int64], items: _Items, answers: _Answers, found: _Found) -> float | None:
+    if not len(part):
+        return None
+    full = found[UNPRUNED, 1.0].right[part]
+    percent = percent_of_unpruned(answers.right[part], full, [items[i]["task"] for i in part])
+    return None if percent is None else round(percent, 2)
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Means over tasks of C runs on some questions.
+
+    Attributes:
+        figures: Run -> its figures.
+        exact: Accuracies ``[C]``.
+        drawn: Their resamples ``[R, C]``.
+    """
+
+    figures: Mapping[tuple[str, float], dict[str, Any]]
+    exact: _Floats
+    drawn: _Floats
+
+
+def _means(part: NDArray[np.int64], items: _Items, found: _Found, resamples: int) -> _Means:
+    tasks = [items[i]["task"] for i in part]
+    values = np.stack([answers.right[part] for answers in found.values()], axis=1)
+    first = list(found).index((UNPRUNED, 1.0))
+    exact = mean_over_tasks(values, tasks)
+    drawn, percents = _resample(values, values[:, first], tasks, resamples)
+    bounds = np.quantile(drawn - drawn[:, [first]], (0.025, 0.975), axis=0)
+    percents = percents[~np.isnan(percents).any(1)]
+    shares = np.quantile(percents, (0.025, 0.975), axis=0) if len(percents) else None
+    return _Means(
+        {
+            run: _plain(part, items, answers, found)
+            | {
+                "accuracy_band": [round(float(exact[first] + bound), 4) for bound in bounds[:, i]],
+                "percent_ci95": None if shares is None else [round(float(bound), 2) for bound in shares[:, i]],
+            }
+            for i, (run, answers) in enumerate(found.items())
+        },
+        exact,
+        drawn,
+    )
+
+
+def _thirds(keys: Sequence[str]) -> NDArray[np.int64]:
+    """Which third each question is in: those about one audio together, audios drawn once and for all."""
+    audios = sorted({key.rsplit("/", 1)[0] for key in keys})
+    drawn = np.random.default_rng(0).permutation(len(audios)) % 3
+    number = dict(zip(audios, drawn, strict=True))
+    return np.array([number[key.rsplit("/", 1)[0]] for key in keys])
+
+
+def _lengths(items: _Items) -> Iterator[tuple[int | str, Collection[int]]]:
+    present = sorted({round(item["seconds"]) for item in items})
+    for seconds in present:
+        yield seconds, (seconds,)
+    long = [seconds for seconds in present if seconds >= 60]
+    if len(long) > 1:
+        yield f"{long[0]}-{long[-1]}", long
+
+
+def _routes(name: str, answered: _Items, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for kind in kinds:
+        routes = [row["route"] for row in answered if row["type"] == kind and row["route"]]
+        right = next((given for given in (kind, _family(kind)) if routes and given in routes[0]), None)
+        if right is None:  # not routed, or a profile of other types
+            continue
+        own = [route[right] for route in routes]
+        yield {
+            "method": name,
+            "type": kind,
+            "n": len(routes),
+            "histogram": np.histogram(own, bins=10, range=(0, 1))[0].tolist(),
+            "mean": {given: round(float(np.mean([route[given] for route in routes])), 4) for given in routes[0]},
+        }

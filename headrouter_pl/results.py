@@ -1,0 +1,73 @@
+"""Results of a long run, on disk as soon as they are there, from which a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headrouter_pl.errors import HeadRouterError
+
+__all__ = ["ResultsLog", "write_text"]
+
+
+class ResultsLog:
+    """Rows by their ``"key"``, in a file of JSON lines whose first line says what run they are of.
+
+    Only whole lines count: what a killed run left of a line is cut off, and everything before it is kept.
+
+    Args:
+        path: The file, made if there is none; None keeps the rows in memory alone.
+        configuration: All that the rows depend on, as JSON values. A file with another one is refused.
+
+    Attributes:
+        rows: Key -> row, those of an earlier run included, in the order in which they were added.
+
+    Raises:
+        HeadRouterError: If the file is of another run, or no such file. It is left as it was.
+    """
+
+    def __init__(self, path: str | Path | None, configuration: Mapping[str, Any]) -> None:
+        self.path = None if path is None else Path(path)
+        self.rows: dict[str, dict[str, Any]] = {}
+        if self.path is None:
+            return
+        header = json.dumps({"configuration": configuration}) + "\n"
+        found = self.path.read_bytes() if self.path.is_file() else b""
+        if header.encode().startswith(found):  # none, or of a run killed at once
+            write_text(self.path, header)
+            return
+        whole = found[: found.rfind(b"\n") + 1]
+        try:
+            lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+            was, rows = lines[0]["configuration"], {row["key"]: row for row in lines[1:]}
+            now = json.loads(header)["configuration"]  # with lists for tuples, as in the file
+            wrong = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise HeadRouterError(f"{self.path} does not hold results of a run: {error!r}") from error
+        if wrong:
+            raise HeadRouterError(
+                f"{self.path} has results of another run: other {', '.join(wrong)}. Name another file, or remove it."
+            )
+        os.truncate(self.path, len(whole))
+        self.rows = rows
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds rows, each with a ``"key"`` of its own; they are on disk when this returns."""
+        self.rows.update((row["key"], dict(row)) for row in rows)
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as out:
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                out.flush()
+                os.fsync(out.fileno())
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file in one step, and its folder: a reader finds the old text or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)

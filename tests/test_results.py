@@ -1,0 +1,75 @@
+"""Results on disk survive any interruption, and are not mixed with those of another run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.results import ResultsLog, write_text
+
+CONFIGURATION = {"weights": "12ab", "ratios": (0.5, 0.1)}  # a tuple comes back as a list
+ROWS = [{"key": "a", "text": "señor\u2028x"}, {"key": "b", "text": "two"}, {"key": "c", "text": ""}]
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> bytes:
+    log = ResultsLog(tmp_path / "whole" / "log.jsonl", CONFIGURATION)
+    log.add(ROWS[:1])
+    log.add(ROWS[1:])
+    return (tmp_path / "whole" / "log.jsonl").read_bytes()
+
+
+def test_a_file_cut_anywhere_is_gone_on_with(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        log = ResultsLog(path, CONFIGURATION)
+        assert list(log.rows.values()) == ROWS[: max(whole[:length].count(b"\n") - 1, 0)]
+        log.add([row for row in ROWS if row["key"] not in log.rows])
+        assert path.read_bytes() == whole
+        assert list(log.rows.values()) == ROWS
+
+
+def test_rows_are_on_disk_at_once(tmp_path: Path) -> None:
+    log = ResultsLog(tmp_path / "log.jsonl", CONFIGURATION)
+    for count, row in enumerate(ROWS, start=1):
+        log.add([row])
+        lines = (tmp_path / "log.jsonl").read_text(encoding="utf-8").split("\n")
+        assert [json.loads(line) for line in lines[1:-1]] == ROWS[:count]
+
+
+def test_without_a_file() -> None:
+    log = ResultsLog(None, CONFIGURATION)
+    log.add(ROWS)
+    assert [*log.rows] == ["a", "b", "c"]
+
+
+def test_another_run_is_refused(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(whole + b'{"key": "d')
+    for other in ({**CONFIGURATION, "ratios": (0.5,)}, {"weights": "12ab"}, {**CONFIGURATION, "seed": 1}):
+        with pytest.raises(HeadRouterError, match=r"of another run: other (ratios|seed)"):
+            ResultsLog(path, other)
+    assert path.read_bytes() == whole + b'{"key": "d'
+
+
+@pytest.mark.parametrize(
+    "content", ['{"configuration"} \n', '{"a": 1}\n', '{"configuration": 3}\n', "[]", "[1]\n", "x"]
+)
+def test_what_is_not_a_file_of_results_is_left_alone(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(content)
+    with pytest.raises(HeadRouterError, match="does not hold results"):
+        ResultsLog(path, CONFIGURATION)
+    assert path.read_text() == content
+
+
+def test_write_text(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "page.md"
+    for text in ("é\n", "two"):
+        write_text(path, text)
+        assert path.read_text(encoding="utf-8") == text
+    assert [*path.parent.iterdir()] == [path]
