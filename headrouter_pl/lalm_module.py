@@ -48,6 +48,8 @@ class LALMModule(L.LightningModule):
         dtype: Of the loaded weights, e.g. ``"bfloat16"``; for a name only. With ``lora``, bfloat16 weights and the
             trainer's ``precision="bf16-mixed"`` spare casting the frozen weights in each step.
         attn_implementation: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``; for a name only.
+        initial_checkpoint: A Lightning checkpoint of this class whose weights to begin with, in a run of its own; the
+            trainer's ``ckpt_path`` goes on with an interrupted run instead.
 
     With ``lora``, checkpoints hold the weights that train, and no others.
     """
@@ -70,6 +72,7 @@ class LALMModule(L.LightningModule):
         weight_decay: float = 0.0,
         dtype: str | None = None,
         attn_implementation: str = "sdpa",
+        initial_checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         if isinstance(model, str):
@@ -103,6 +106,11 @@ class LALMModule(L.LightningModule):
         self.betas = betas
         self.weight_decay = weight_decay
         self.metrics = nn.ModuleDict({stage: self.task.metric() for stage in ("val", "test")})
+        self.initial_checkpoint = initial_checkpoint
+        if initial_checkpoint is not None:
+            saved = torch.load(initial_checkpoint, map_location="cpu", weights_only=True)
+            self.on_load_checkpoint(saved)
+            self.load_state_dict(saved["state_dict"], strict=False)
 
     def forward(self, **inputs: Any) -> Any:
         """The model's own forward."""

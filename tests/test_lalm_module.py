@@ -301,6 +301,15 @@ class TestRecipe:
         )  # fmt: skip
         assert again.answer(data()[0]["inputs"]) == module.answer(data()[0]["inputs"])
 
+    def test_a_run_can_begin_with_the_weights_of_another(self, tmp_path: Path) -> None:
+        first = recipe()
+        run(first, tmp_path, steps=1)
+        begun = recipe(initial_checkpoint=str(tmp_path / "step=1.ckpt"))
+        for name, value in trained(first).items():
+            assert torch.equal(trained(begun)[name], value), name
+        with pytest.raises(HeadRouterError, match="of another recipe"):
+            recipe(r=4, initial_checkpoint=str(tmp_path / "step=1.ckpt"))
+
     def test_checkpoints_of_all_weights_hold_all(self, tmp_path: Path) -> None:
         module = make(learning_rate=0.0)
         made = run(module, tmp_path, steps=1)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from headrouter_pl.data.pocket.clips import Clip
-from headrouter_pl.data.pocket.questions import heard, role_of
+from headrouter_pl.data.pocket.questions import LANGUAGES, heard, is_named, role_of
 from headrouter_pl.data.pocket.scenes import Scene, join
 from headrouter_pl.data.pocket.windows import (
     FRAMES_PER_SECOND,
@@ -26,6 +26,7 @@ Part = tuple[int, int, int]
 _SOUNDS = ("sound", "instrument")
 _EDGE = (0.04, 0.3)  # seconds of its window to keep before and after a recording
 _PAUSE = (5, 50)  # frames without a recording
+_SPEECH = {"role": 0.5, "language": 0.3, "named": 0.2}  # what the other voices are drawn by
 _SAME_VOICE = 0.2  # of the voices that follow another are the same person's
 
 
@@ -70,17 +71,17 @@ class WindowPool(Sequence[np.ndarray]):
             count: Recordings.
             pauses: Share of them before which up to two seconds without a recording are heard.
         """
-        speech = [role for role in self._by_role if role not in _SOUNDS]
-        sounds = [role for role in self._by_role if role in _SOUNDS]
-        shares = np.array([ROLE_WEIGHTS[role] for role in speech])
-        roles = rng.choice(speech, count, p=shares / shares.sum()).tolist()
-        if sounds and rng.random() < (0.3 if count == 1 else 0.6):
-            roles[int(rng.integers(count))] = str(rng.choice(sounds))
+        sounds = [role for role in _SOUNDS if role in self._by["role"]]
+        sound = int(rng.integers(count)) if sounds and rng.random() < (0.3 if count == 1 else 0.6) else -1
         parts: list[Part] = []
         voices: list[str] = []
-        for role in roles:
-            again = bool(voices) and role not in _SOUNDS and rng.random() < _SAME_VOICE
-            pool = self._by_voice[str(rng.choice(voices))] if again else self._by_role[role]
+        for number in range(count):
+            if number == sound:
+                pool = self._by["role"][str(rng.choice(sounds))]
+            elif voices and rng.random() < _SAME_VOICE:
+                pool = self._by["voice"][str(rng.choice(voices))]
+            else:
+                pool = self._speech(rng)
             window, event = pool[int(rng.integers(len(pool)))]
             voice = self._clip(window, event).voice
             voices += [voice] if voice else []
@@ -89,6 +90,15 @@ class WindowPool(Sequence[np.ndarray]):
                 parts.append((quiet, first, min(last, first + int(rng.integers(*_PAUSE)))))
             parts.append((window, *self._around(rng, window, event)))
         return parts
+
+    def _speech(self, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Recordings of one role, one language or one named voice; each of the latter two as often as the others."""
+        by = [name for name in _SPEECH if self._by[name]]
+        shares = np.array([_SPEECH[name] for name in by])
+        name = str(rng.choice(by, p=shares / shares.sum()))
+        values = [value for value in self._by[name] if value not in _SOUNDS]
+        weights = np.array([ROLE_WEIGHTS[value] if name == "role" else 1.0 for value in values])
+        return self._by[name][str(rng.choice(values, p=weights / weights.sum()))]
 
     def _clip(self, window: int, event: int) -> Clip:
         return heard(self.library, self.scenes[window].events[event])
@@ -109,19 +119,20 @@ class WindowPool(Sequence[np.ndarray]):
                 yield (window, event), self._clip(window, event)
 
     @cached_property
-    def _by_role(self) -> dict[str, list[tuple[int, int]]]:
-        found: dict[str, list[tuple[int, int]]] = {}
+    def _by(self) -> dict[str, dict[str, list[tuple[int, int]]]]:
+        """Where recordings of each role, voice, named voice and language are, by window and event."""
+        found: dict[str, dict[str, list[tuple[int, int]]]] = {
+            name: {} for name in ("role", "voice", "named", "language")
+        }
         for place, clip in self._heard():
-            if role := role_of(clip):
-                found.setdefault(role, []).append(place)
-        return dict(sorted(found.items()))
-
-    @cached_property
-    def _by_voice(self) -> dict[str, list[tuple[int, int]]]:
-        found: dict[str, list[tuple[int, int]]] = {}
-        for place, clip in self._heard():
-            found.setdefault(clip.voice, []).append(place)
-        return found
+            labels = {"role": role_of(clip), "voice": clip.voice}
+            if clip.kind == "speech" and not clip.code:
+                labels["named"] = clip.voice if is_named(clip.voice) else ""
+                labels["language"] = clip.language if clip.language in LANGUAGES else ""
+            for name, value in labels.items():
+                if value:
+                    found[name].setdefault(value, []).append(place)
+        return {name: dict(sorted(places.items())) for name, places in found.items()}
 
     @cached_property
     def _pauses(self) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,9 @@ class _Planned(Dataset[PackedSample]):
             spread = features.astype(np.float32).std(0)
             features = (features + self.noise * spread * drawn).astype(np.float16)
         return PackedSample(features, plan.questions, str(index), plan.tasks)
+
+
+_UNEVEN = 1.3  # times as often as the mean of a task's answers, one may be right
 
 
 class CurriculumSampler(BatchSampler):
@@ -229,6 +233,7 @@ class PocketDataModule(L.LightningDataModule):
     def _plan(self, windows: WindowPool, stage: Stage, seed: list[int]) -> list[_Plan]:
         rng = np.random.default_rng(seed)
         vocabulary = Vocabulary(self.library).with_lines(windows.pools.of_role("room"))
+        used: Counter[tuple[str, str]] = Counter()
         plans: list[_Plan] = []
         while len(plans) < stage.samples:
             if stage.windows:
@@ -236,7 +241,7 @@ class PocketDataModule(L.LightningDataModule):
             else:
                 parts = windows.composed(rng, int(rng.integers(stage.events[0], stage.events[1] + 1)), stage.pauses)
             scene = windows.scene(parts)
-            asked = _choose(ask(scene, vocabulary, rng, choices=stage.choices), stage.questions, rng)
+            asked = _choose(ask(scene, vocabulary, rng, choices=stage.choices), stage.questions, rng, used)
             questions = [(question.prompt, question.answer) for question in asked]
             tasks = [question.task for question in asked]
             if rng.random() < stage.described and (answer := describe(scene, self.library)):
@@ -247,14 +252,34 @@ class PocketDataModule(L.LightningDataModule):
         return plans
 
 
-def _choose(asked: Sequence[Question], count: int, rng: np.random.Generator) -> list[Question]:
-    """So many of the questions, in turn from each task, so that the frequent ones do not crowd out the others."""
+def _choose(
+    asked: Sequence[Question], count: int, rng: np.random.Generator, used: Counter[tuple[str, str]]
+) -> list[Question]:
+    """So many of the questions, in turn from each task, so that the frequent ones do not crowd out the others.
+
+    Of a task's questions, first the one whose answer was right least often so far, and none whose answer was right much
+    more often than others: else the model learns which language is the usual one, and not to listen.
+
+    Args:
+        asked: All questions of an audio.
+        count: How many to choose, at most.
+        rng: Source of the choices.
+        used: Task and answer -> how often it was right so far; brought up to date.
+    """
+    times: dict[str, list[int]] = {}
+    for (task, _), number in used.items():
+        times.setdefault(task, []).append(number)
     by_task: dict[str, list[Question]] = {}
     for i in rng.permutation(len(asked)):
-        by_task.setdefault(asked[i].task, []).append(asked[i])
+        task = asked[i].task
+        if used[task, asked[i].answer] <= _UNEVEN * np.mean(times.get(task, [0])) + 2:
+            by_task.setdefault(task, []).append(asked[i])
     chosen: list[Question] = []
-    while len(chosen) < min(count, len(asked)):
+    while len(chosen) < min(count, sum(map(len, by_task.values())) + len(chosen)):
         for task in rng.permutation(sorted(by_task)):
             if by_task[task] and len(chosen) < count:
-                chosen.append(by_task[task].pop())
+                rarest = min(by_task[task], key=lambda question: used[question.task, question.answer])
+                by_task[task].remove(rarest)
+                used[rarest.task, rarest.answer] += 1
+                chosen.append(rarest)
     return chosen

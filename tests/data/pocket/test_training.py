@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_wrong_lines_are_of_the_same_split(data: PocketDataModule) -> None:
     library = data.library
     splits = {clip.english: split for clip, split in zip(library.clips, library.splits, strict=True) if clip.room}
     lines = 0
-    for plan in data._plan(data._windows("train"), Stage(60, (2, 3)), [0, 3]):
+    for plan in data._plan(data._windows("train"), Stage(200, (2, 3)), [0, 3]):
         for (prompt, answer), task in zip(plan.questions, plan.tasks, strict=True):
             if task == "line":
                 lines += 1
@@ -181,3 +182,15 @@ class TestCurriculum:
         assert list(sampler) != first
         assert list(CurriculumSampler(self.LENGTHS, 200, seed=1)) != first
         assert list(CurriculumSampler(self.LENGTHS, 200)) == first
+
+
+def test_answers_are_evenly_right(data: PocketDataModule) -> None:
+    """Greek is as often right as the language of most recordings, as far as there are questions to choose from."""
+    answers: dict[str, Counter[str]] = {}
+    for plan in data._plan(data._windows("train"), Stage(300, (2, 4), questions=3), [0, 4]):
+        for (_, answer), task in zip(plan.questions, plan.tasks, strict=True):
+            answers.setdefault(task, Counter())[answer] += 1
+    for task in ("language", "gender", "speaker"):
+        counts = answers[task].values()
+        assert len(counts) > 1
+        assert max(counts) <= 1.5 * sum(counts) / len(counts) + 3, (task, answers[task])
