@@ -86,7 +86,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(HeadRouterError, match="not a safetensors file"):
         LinearProbeScorer.load(tmp_path / "cut.safetensors")
     HeadProfile("x").save(tmp_path / "profile.safetensors")
-    with pytest.raises(HeadRouterError, match="not a linear probe: format 'headrouter-profile-\d'"):
+    with pytest.raises(HeadRouterError, match=r"not a linear probe: format 'headrouter-profile-\d'"):
         LinearProbeScorer.load(tmp_path / "profile.safetensors")
     save_file({"weights": torch.zeros(2, 2)}, tmp_path / "bare.safetensors")
     with pytest.raises(HeadRouterError, match="not a linear probe: format None"):
