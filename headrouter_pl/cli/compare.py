@@ -325,6 +325,7 @@ def build_scorer(method: Method, seed: int | None) -> Scorer:
         UnknownNameError: If there is none of that name.
         ConfigurationError: If it does not take the method's settings.
     """
+    from headrouter_pl.routers import FixedRouter
     from headrouter_pl.scorers import SCORERS, Scorer
 
     made: Callable[..., Any]
@@ -341,7 +342,7 @@ def build_scorer(method: Method, seed: int | None) -> Scorer:
     if method.profile is not None:
         given["profile"] = method.profile
     if method.types is not None:
-        given["router"] = pkgutil.resolve_name("headrouter_pl.routers.FixedRouter")(list(method.types.values())[:1])
+        given["router"] = FixedRouter(list(method.types.values())[:1])
     elif method.router is not None:
         given["router"] = method.router
     if seed is not None:

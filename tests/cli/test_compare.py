@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ import pytest
 import torch
 import yaml
 from tiny_pocket import PROMPTS, build, make_processor, make_questions, noise
-from torch import Tensor
 
-import headrouter_pl.routers
 from headrouter_pl import AudioTokenPruner
 from headrouter_pl.cli import compare as command
 from headrouter_pl.cli import compare_report, main
@@ -27,7 +24,6 @@ from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.answering import AudioReader, EncodedPrompter
 from headrouter_pl.profiles import HeadProfile
-from headrouter_pl.routers import Router
 
 torch.set_num_threads(1)
 
@@ -42,17 +38,6 @@ METHODS: list[dict[str, Any]] = [
     {"name": "known", "scorer": "tiny_pocket.KnownScorer", "init_args": {"first": "semantic"}},
 ]
 TIMES = ("prefill_seconds", "unpruned_seconds")
-
-
-class Fixed(Router):
-    """Routes to the types that it is given."""
-
-    def __init__(self, types: Sequence[str] = ()) -> None:
-        self.types = types
-
-    def log_evidence(self, profile: HeadProfile, prompts: Sequence[str] | None, selectivity: Tensor) -> Tensor:
-        one_hot = torch.tensor([[float(name == kind) for name in profile.types] for kind in self.types])
-        return one_hot.log()
 
 
 @pytest.fixture
@@ -72,7 +57,6 @@ def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PocketBenchmar
     monkeypatch.setattr(command, "load_model", lambda weights, checkpoint, dtype: (build().to(dtype), make_processor()))
     monkeypatch.setattr(command, "MAX_NEW_TOKENS", TOKENS)
     monkeypatch.setattr(compare_report, "draw", lambda *_: [])  # slow, and for TestReport
-    monkeypatch.setattr(headrouter_pl.routers, "FixedRouter", Fixed, raising=False)
     return made
 
 
