@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -154,11 +155,17 @@ def card(figures: Mapping[str, Any]) -> str:
     """
     from headrouter_pl.cli.tables import format_table
 
-    groups = ("8-15", "30", "60-300")
     by_task: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in figures["rows"]:
         if row["task"] != "all":
             by_task.setdefault(row["task"], {})[str(row["length_s"])] = row
+    labels = {label for found in by_task.values() for label in found}
+    # Of short, middle and long audio, the label that takes in the most lengths.
+    groups = []
+    for shortest, longest in ((0, 15), (15, 30), (30, math.inf)):
+        within = [label for label in labels if shortest < int(label.split("-")[0]) <= longest]
+        if within:
+            groups.append(max(within, key=lambda label: int(label.split("-")[-1]) - int(label.split("-")[0])))
     table = []
     for task, found in by_task.items():
         cells = {"task": task, "type": next(iter(found.values()))["type"]}

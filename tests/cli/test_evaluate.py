@@ -195,3 +195,14 @@ def test_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_or_checkpoint() -> None:
     with pytest.raises(HeadRouterError, match="not both"):
         load_model("untrained", "last.ckpt", torch.float32)
+
+
+def test_the_card_names_the_lengths_that_there_are() -> None:
+    def row(length: int | str, accuracy: float, **more: Any) -> dict[str, Any]:
+        return {"task": "code", "type": "semantic", "length_s": length, "n": 10, "accuracy": accuracy,
+                "ci95": [0.1, 0.9], "chance": 0.25, **more}  # fmt: skip
+
+    lines = command.card({"rows": [row(8, 0.1), row("8-15", 0.2, target=0.9), row(15, 0.3), row(60, 0.4)]}).splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")][3:5] == ["8-15 s", "60 s"]
+    assert "0.20 [0.10, 0.90], n = 10 (target 0.90)" in lines[2]
+    assert "0.40" in lines[2]
