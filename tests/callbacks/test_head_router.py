@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -24,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from two_processes import run_two
 
 from headrouter_pl import AudioTokenPruner, HeadProfile, HeadRouterCallback, PromptRouter
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError, UnsupportedModelError
@@ -760,26 +756,7 @@ if __name__ == "__main__":
 
 
 def test_two_processes_add_up(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    script = tmp_path / "ddp.py"
-    script.write_text(DDP.replace("PATH", repr([str(here), str(here.parent / "support"), str(here.parents[1])])))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    gone = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK")
-    env = {name: value for name, value in os.environ.items() if name not in gone and not name.startswith("PYTEST")}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    log = tmp_path / "log.txt"
-    with log.open("w") as out:
-        started = subprocess.Popen(
-            [sys.executable, str(script)], env=env, cwd=tmp_path, stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        assert started.wait(timeout=120) == 0, log.read_text()[-3000:]
-    except subprocess.TimeoutExpired:
-        os.killpg(started.pid, signal.SIGKILL)  # the second process too
-        raise
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    first, second = run_two(DDP, __file__, tmp_path)
     assert first == second
     alone = evaluate(1)
     assert alone["steps"] == [8, 4]

@@ -7,15 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AudioFlamingo3ForConditionalGeneration,
-    AudioFlamingo3Processor,
-    PreTrainedTokenizerFast,
-    WhisperFeatureExtractor,
-)
+from tiny_pocket import build, make_processor
 
 from headrouter_pl import LALMModule
 from headrouter_pl.cli import demo as command
@@ -25,7 +18,7 @@ from headrouter_pl.data.audio import AudioError
 from headrouter_pl.data.demo_scenes import DemoQuestion, DemoScene
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import pocket_weights
-from headrouter_pl.models.pocket import AUDIO_TOKEN, CHAT_TEMPLATE, PocketError
+from headrouter_pl.models.pocket import CHAT_TEMPLATE, PocketError
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("matplotlib")
@@ -39,22 +32,10 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """A tiny model that speaks words "w4" ..., in the place of the trained pocket model."""
-    special = {"<pad>": 0, "<unk>": 1, "<|im_start|>": 2, "<|im_end|>": 3, AUDIO_TOKEN: tiny.AUDIO_ID}
-    vocabulary = special | {f"w{i}": i for i in range(4, tiny.VOCAB) if i != tiny.AUDIO_ID}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>",
-        additional_special_tokens=[AUDIO_TOKEN, "<|im_start|>"],
-    )  # fmt: skip
     # The template without line ends and names of roles stuck to tokens: words stand apart.
     template = CHAT_TEMPLATE.replace("'<sound>'", "' <sound> '").replace("+ '\\n'", "+ ' '")
-    features = WhisperFeatureExtractor(feature_size=tiny.MELS, chunk_length=1)
-    processor = AudioFlamingo3Processor(features, tokenizer, chat_template=template, max_audio_len=LIMIT)
-    config = tiny.FAMILIES["audioflamingo3"].config(4)
-    config.audio_config.max_source_positions = 50
-    decoder = AudioFlamingo3ForConditionalGeneration._from_config(config).eval()
-    tiny._randomise(decoder, 0)
+    decoder, processor = build(), make_processor(template)
+    processor.max_audio_len = LIMIT
     monkeypatch.setattr(pocket_weights, "load_trained_pocket", lambda: (decoder, processor))
     monkeypatch.setattr(command, "_NEW_TOKENS", NEW_TOKENS)
     return decoder, processor

@@ -274,8 +274,9 @@ def _choose(
         task = asked[i].task
         if used[task, asked[i].answer] <= _UNEVEN * np.mean(times.get(task, [0])) + 2:
             by_task.setdefault(task, []).append(asked[i])
+    count = min(count, sum(map(len, by_task.values())))
     chosen: list[Question] = []
-    while len(chosen) < min(count, sum(map(len, by_task.values())) + len(chosen)):
+    while len(chosen) < count:
         for task in rng.permutation(sorted(by_task)):
             if by_task[task] and len(chosen) < count:
                 rarest = min(by_task[task], key=lambda question: used[question.task, question.answer])
