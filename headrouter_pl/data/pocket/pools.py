@@ -14,6 +14,9 @@ from headrouter_pl.data.pocket.questions import ROLE_LABEL, role_of
 
 __all__ = ["Pools"]
 
+_SYNTHETIC = {"prompt": "sentence", "phrase": "spoken phrase"}
+"""Role of a synthetic clip -> its pool, so that real speech is not outnumbered."""
+
 
 @dataclass(frozen=True)
 class Pools:
@@ -21,8 +24,8 @@ class Pools:
 
     Attributes:
         library: All clips.
-        roles: Role -> answer -> indices of clips. Roles are those of :func:`role_of`, and ``"sentence"`` for synthetic
-            sentences; where a role has no answer of its own, clips are grouped by voice.
+        roles: Role -> answer -> indices of clips. Roles are those of :func:`role_of`, and ``"sentence"`` and
+            ``"spoken phrase"`` of synthetic speech; where a role has no answer of its own, clips are grouped by voice.
         backgrounds: Indices of backgrounds.
         murmurs: Indices of clips that may be heard quietly: prompts and lines.
     """
@@ -43,8 +46,8 @@ class Pools:
             if clip.kind == "background":
                 backgrounds.append(index)
             if role := role_of(clip):
-                if role == "prompt" and clip.voice.startswith("synthetic/"):
-                    role = "sentence"
+                if clip.voice.startswith("synthetic/"):
+                    role = _SYNTHETIC.get(role, role)
                 elif role in ("prompt", "room"):
                     murmurs.append(index)
                 answer = getattr(clip, ROLE_LABEL[role]) if role in ROLE_LABEL else clip.voice

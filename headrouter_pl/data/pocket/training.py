@@ -25,6 +25,7 @@ from headrouter_pl.data.pocket.scenes import Scene
 from headrouter_pl.data.pocket.windows import (
     FRAMES_PER_SECOND,
     EncodedWindows,
+    draw_phrase_window,
     draw_sparse_window,
     draw_varied_window,
     draw_window,
@@ -88,6 +89,8 @@ class _Planned(Dataset[PackedSample]):
 
 
 _UNEVEN = 1.3  # times as often as the mean of a task's answers, one may be right
+_CONSTANT = 20  # times a task with one answer alone is asked, before it is known to have no other
+_SELDOM = {"gender": 0.5, "voice_count": 0.4, "same_speaker": 0.6}  # chance to be asked, of what tells little
 
 
 class CurriculumSampler(BatchSampler):
@@ -141,6 +144,7 @@ class PocketDataModule(L.LightningDataModule):
         windows: Number of encoded windows to train on, with clips one closely after another.
         varied_windows: Further ones with clips played faster or slower.
         sparse_windows: Further ones with few clips, for whole windows only.
+        phrase_windows: Further ones with phrases that synthetic voices say.
         validation_windows: Number to validate on, of clips held out.
         max_tokens: Tokens in a batch, padding included.
         noise: Of the training audios' encoder outputs, in standard deviations of each channel.
@@ -154,6 +158,7 @@ class PocketDataModule(L.LightningDataModule):
         windows: int = 1400,
         varied_windows: int = 500,
         sparse_windows: int = 300,
+        phrase_windows: int = 150,
         validation_windows: int = 100,
         max_tokens: int = 1100,
         noise: float = 0.0,
@@ -163,7 +168,12 @@ class PocketDataModule(L.LightningDataModule):
         super().__init__()
         self.stages = stages
         self.counts: dict[str, dict[Callable[[np.random.Generator, Pools], Scene], int]] = {
-            "train": {draw_window: windows, draw_varied_window: varied_windows, draw_sparse_window: sparse_windows},
+            "train": {
+                draw_window: windows,
+                draw_varied_window: varied_windows,
+                draw_sparse_window: sparse_windows,
+                draw_phrase_window: phrase_windows,
+            },
             "validation": {draw_window: validation_windows},
         }
         self.max_tokens = max_tokens
@@ -258,7 +268,8 @@ def _choose(
     """So many of the questions, in turn from each task, so that the frequent ones do not crowd out the others.
 
     Of a task's questions, first the one whose answer was right least often so far, and none whose answer was right much
-    more often than others: else the model learns which language is the usual one, and not to listen.
+    more often than others: else the model learns which language is the usual one, and not to listen. Tasks with two or
+    three answers are asked less.
 
     Args:
         asked: All questions of an audio.
@@ -272,6 +283,8 @@ def _choose(
     by_task: dict[str, list[Question]] = {}
     for i in rng.permutation(len(asked)):
         task = asked[i].task
+        if rng.random() >= _SELDOM.get(task, 1.0) or (len(times.get(task, ())) == 1 and times[task][0] >= _CONSTANT):
+            continue
         if used[task, asked[i].answer] <= _UNEVEN * np.mean(times.get(task, [0])) + 2:
             by_task.setdefault(task, []).append(asked[i])
     count = min(count, sum(map(len, by_task.values())))

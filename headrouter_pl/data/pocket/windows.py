@@ -83,6 +83,11 @@ def draw_varied_window(rng: np.random.Generator, pools: Pools) -> Scene:
     return draw_window(rng, pools, max_speed=1.2)
 
 
+def draw_phrase_window(rng: np.random.Generator, pools: Pools) -> Scene:
+    """Like :func:`draw_varied_window`, with phrases of synthetic voices alone."""
+    return draw_window(rng, pools, {"spoken phrase": 1.0}, max_speed=1.25)
+
+
 def draw_sparse_window(rng: np.random.Generator, pools: Pools, weights: Mapping[str, float] = ROLE_WEIGHTS) -> Scene:
     """A window of 30 s with two to six clips, far apart, and quiet speech between, as long audio is."""
     names = [name for name in weights if name in pools.roles]
@@ -105,7 +110,7 @@ class EncodedWindows(Sequence[np.ndarray]):
         size: Number of windows.
         seed: Seed of the first; window ``i`` does not depend on ``size``.
         cache: :func:`headrouter_pl.wheels.cache_root` if None.
-        draw: Draws a window: :func:`draw_window`, :func:`draw_varied_window` or :func:`draw_sparse_window`.
+        draw: Draws a window: :func:`draw_window` or another of this file.
     """
 
     def __init__(

@@ -27,6 +27,7 @@ from headrouter_pl.data.pocket.sources import (
     sonic_pi,
     soundfont,
     synthetic,
+    synthetic_phrases,
     tuxpaint_sounds,
     tuxpaint_speech,
     wesnoth,
@@ -63,6 +64,7 @@ SOURCES: tuple[Source, ...] = (
     tuxpaint_sounds.SOURCE,
     wesnoth.SOURCE,
     widelands.SOURCE,
+    synthetic_phrases.SOURCE,  # last: clips are numbered in this order, and recipes of windows hold the numbers
 )
 """All sources, in the order in which clips are listed."""
 
