@@ -342,7 +342,7 @@ class ProfileCalibrator:
         if not isinstance(batch, Mapping) or "inputs" not in batch or "types" not in batch:
             given = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
             raise HeadRouterError(f"Calibration reads batches with 'inputs' and 'types', got {given}.")
-        inputs, kinds = self._prepare(batch["inputs"]), list(batch["types"])
+        inputs, kinds = prepare_inputs(self.handle.model, batch["inputs"]), list(batch["types"])
         keys = [str(key) for key in batch.get("keys") or [f"{name}, sample {i}" for i in range(len(kinds))]]
         count = len(inputs["input_ids"])
         if len(kinds) != count or len(keys) != count:
@@ -369,7 +369,7 @@ class ProfileCalibrator:
             if "evidence" not in batch or len(batch["evidence"]) != count:
                 raise HeadRouterError(f"{name}: the method 'evidence' reads a list of spans for each sample.")
             evidence = [
-                _evidence_mask(spans, length, key) if length else None
+                evidence_mask(spans, length, key) if length else None
                 for spans, length, key in zip(batch["evidence"], seen, keys, strict=True)
             ]
         for row, kind in enumerate(kinds):
@@ -380,17 +380,6 @@ class ProfileCalibrator:
                 self.sums.add_evidence(kind, values, mask)
             if (rise := rises[row]) is not None:
                 self.sums.add_utility(kind, values, _stretches(seen[row], self.stretch), rise)
-
-    def _prepare(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """On the model's device, and floats in its dtype, as processors do not give them."""
-        model: Any = self.handle.model
-        weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-        return {
-            name: value
-            if not isinstance(value, Tensor)
-            else value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
-            for name, value in inputs.items()
-        }
 
     def _rises(self, inputs: Mapping[str, Any], seen: Sequence[int]) -> list[Tensor | None]:
         """For each sample, by how much each of its stretches, dropped, raises the answer's NLL, ``[G]``."""
@@ -673,6 +662,17 @@ def check_attention(attention: Tensor, layers: Sequence[int], key: str) -> None:
         )
 
 
+def prepare_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch's inputs on the model's device, and floats in its dtype, as processors do not give them."""
+    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return {
+        name: value
+        if not isinstance(value, Tensor)
+        else value.to(weight.device, weight.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }
+
+
 def _check_labels(inputs: Mapping[str, Any], keys: Sequence[str]) -> None:
     labels = inputs.get("labels")
     if not isinstance(labels, Tensor) or labels.shape != inputs["input_ids"].shape:
@@ -682,8 +682,20 @@ def _check_labels(inputs: Mapping[str, Any], keys: Sequence[str]) -> None:
             raise HeadRouterError(f"{key}: the answer is empty. Leave the sample out, or give its answer.")
 
 
-def _evidence_mask(spans: Sequence[Sequence[int]], length: int, key: str) -> Tensor:
-    """Which of a sample's audio tokens are evidence, bool ``[length]``."""
+def evidence_mask(spans: Sequence[Sequence[int]], length: int, key: str) -> Tensor:
+    """Which of a sample's audio tokens are evidence.
+
+    Args:
+        spans: First token and first token behind, of each span.
+        length: Audio tokens of the sample.
+        key: What to call the sample in errors.
+
+    Returns:
+        Bool tensor ``[length]``.
+
+    Raises:
+        HeadRouterError: If there is no span, or one is outside the audio.
+    """
     mask = torch.zeros(length, dtype=torch.bool)
     if not len(spans):
         raise HeadRouterError(f"{key}: no evidence is given. Leave the sample out, or say where its evidence is.")

@@ -1,4 +1,4 @@
-"""``headrouter-pl calibrate``: a head-weight profile for the pocket LALM, from the Pocket benchmark."""
+"""``headrouter-pl calibrate``: a head-weight profile (or a linear probe) for the pocket LALM, from its benchmark."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from headrouter_pl.profiles import TYPES
 
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
+
+LINEAR_PROBE = "linear_probe"
 
 
 def calibrate(
@@ -41,7 +43,9 @@ def calibrate(
         split: "train" or "validation"; what a profile was fitted on cannot judge it.
         lengths: Seconds of the scenes to ask about; all by default.
         max_scenes: Scenes of each length, at most.
-        method: "selectivity", "evidence" or "utility".
+        method: "selectivity", "evidence" or "utility"; or "linear_probe" for the control that reads no attention, see
+            :func:`headrouter_pl.probe_fitting.fit_linear_probe`: it takes types, ridge (its L2 penalty), dtype and
+            output of the settings below, and starts anew after a stop.
         fit: For the latter two "positive" (the default) or "signed", for evidence also "mass".
         layer: The prune layer K; 2 by default.
         layers: The probed layers, below K; the one right below by default.
@@ -60,7 +64,10 @@ def calibrate(
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
 
     types = dict(TYPES if types is None else types)
-    calibration.check_settings(method, fit, types, stretch, ridge)
+    if method != LINEAR_PROBE:
+        calibration.check_settings(method, fit, types, stretch, ridge)
+    elif fit is not None or layer is not None or layers is not None:
+        raise ConfigurationError("A linear probe reads embeddings alone: fit, layer and layers say nothing to it.")
     if split not in ("train", "validation"):
         raise ConfigurationError(f"A profile is fitted on the split 'train' or 'validation', not on {split!r}.")
     benchmark = PocketBenchmark.open(split)
@@ -74,6 +81,13 @@ def calibrate(
     batches = _Questions(model, processor, benchmark.folder, items, types)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     try:
+        if method == LINEAR_PROBE:
+            from headrouter_pl.probe_fitting import fit_linear_probe
+
+            probe = fit_linear_probe(model, batches, types=types, regularisation=ridge, data=data)
+            probe.save(output)
+            print(f"Linear probe of samples: {probe.metadata['samples']}\nWritten: {output}")
+            return
         profile = calibration.calibrate(
             model, batches, name=Path(output).stem, data=data, state=f"{output}.state", method=method, fit=fit,
             layer=layer, layers=layers, types=types, queries=queries, stretch=stretch, ridge=ridge,

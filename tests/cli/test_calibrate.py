@@ -20,6 +20,7 @@ from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.profiles import TYPES
+from headrouter_pl.scorers import LinearProbeScorer
 
 torch.set_num_threads(1)
 
@@ -194,3 +195,14 @@ def test_show_signed_weights_and_a_profile_without(tmp_path: Path, capsys: pytes
     assert "It weighs all heads alike." in capsys.readouterr().out
     with pytest.raises(HeadRouterError, match="no weights to draw"):
         main(["profile", "show", "sharp", "--output", str(tmp_path / "b.png")])
+
+
+def test_linear_probe(questions: PocketBenchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "probe.safetensors"
+    main(["calibrate", "--method=linear_probe", f"--output={out}"])
+    probe = LinearProbeScorer.load(out)
+    assert probe.profile.types == tuple(TYPES)
+    assert probe.metadata["samples"] == "semantic 4, sound 4, voice 4"
+    assert probe.metadata["samples"] in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match="layers say nothing"):
+        main(["calibrate", "--method=linear_probe", "--layer=3"])
