@@ -13,6 +13,7 @@ from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import find_lalm
 from headrouter_pl.models.encoded import EncodedAudio
 from headrouter_pl.tasks import Task, get_task
+from headrouter_pl.tasks.scoring import TaskScores, batch_tasks, parse_batch, score_batch
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, Any]
 """``inputs``: what the model takes; ``answers`` and ``keys``: lists of strings. Training batches have ``labels`` in
-``inputs``."""
+``inputs``. Batches of :class:`headrouter_pl.data.AudioPromptDataModule` also say the task of each sample, and list
+samples without usable audio; see :func:`headrouter_pl.tasks.scoring.score_batch`."""
 
 _PROJECTOR = "multi_modal_projector"
 # Families whose loss is computed from the answers' logits alone. Their forward gives its keyword arguments to the loss.
@@ -33,7 +35,8 @@ class LALMModule(L.LightningModule):
     Args:
         model: A supported model, or the name or local path of a checkpoint, or ``"pocket"`` for the pocket model.
         processor: Its processor; loaded from the same place if ``model`` is a name.
-        task: A name of :data:`headrouter_pl.tasks.TASKS`, or a task: how answers are read and scored.
+        task: A name of :data:`headrouter_pl.tasks.TASKS`, or a task: how answers are read and scored, where a batch
+            does not say it for each sample.
         lora: A peft config; the model is wrapped with it and its other weights are frozen.
         generate: Settings of ``model.generate``; greedy, with the task's ``max_new_tokens``, by default.
         train_projector: Whether ``multi_modal_projector`` trains too, under ``lora``; in float32, as LoRA's weights do.
@@ -105,7 +108,8 @@ class LALMModule(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.betas = betas
         self.weight_decay = weight_decay
-        self.metrics = nn.ModuleDict({stage: self.task.metric() for stage in ("val", "test")})
+        self.set_length = "max_new_tokens" in (generate or {})
+        self.metrics = nn.ModuleDict({stage: TaskScores(self.task) for stage in ("val", "test")})
         self.initial_checkpoint = initial_checkpoint
         if initial_checkpoint is not None:
             saved = torch.load(initial_checkpoint, map_location="cpu", weights_only=True)
@@ -139,11 +143,13 @@ class LALMModule(L.LightningModule):
         finally:
             hook.remove()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]] | None:
-        """Generates and scores answers; returns them as ``texts``.
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]] | None:
+        """Generates and scores answers; returns them as ``texts``, and as ``samples`` the rows of ``score_batch``.
 
-        Packed batches, of several questions an audio, are scored without generating: an answer is right if each of its
-        tokens is the likeliest after those before it, as greedy generation would have it. Logged as ``val/TASK``.
+        At the end of the epoch ``val/TASK`` is logged for each task, and ``val/average``, the mean of their scores from
+        0 to 100, if they are several. Packed batches, of several questions an audio, are scored without generating: an
+        answer is right if each of its tokens is the likeliest after those before it, as greedy generation would have
+        it. Logged as ``val/TASK``.
         """
         if "tasks" not in batch:
             return self._evaluate(batch, "val")
@@ -159,39 +165,79 @@ class LALMModule(L.LightningModule):
             self.log(f"val/{task}", sum(scores) / len(scores), batch_size=len(scores), on_epoch=True)
         return None
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
-        """Generates and scores answers; returns them as ``texts``."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
+        """Generates and scores answers, as :meth:`validation_step` does."""
         return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str | None]]:
         """Generates answers: one record per sample, with ``key``, ``text`` and the parsed ``answer``."""
-        texts = self.answer(batch["inputs"])
+        texts = self._answers(batch)
+        answers = parse_batch(batch, texts, self.task)
+        rows = zip(batch["keys"], texts, answers, strict=True)
+        failed = batch.get("failures") or ()
         return [
-            {"key": key, "text": text, "answer": self.task.parse(text)}
-            for key, text in zip(batch["keys"], texts, strict=True)
+            *({"key": key, "text": text, "answer": answer} for key, text, answer in rows),
+            *({"key": f["key"], "text": "", "answer": None, "failure": f["error"]} for f in failed),
         ]
 
-    def answer(self, inputs: Mapping[str, Tensor]) -> list[str]:
-        """Generated text of each sample, without its prompt."""
+    def answer(self, inputs: Mapping[str, Tensor], limits: Sequence[int] | None = None) -> list[str]:
+        """Generated text of each sample, without its prompt.
+
+        Args:
+            inputs: What the model takes; labels are ignored.
+            limits: Most tokens of each sample's answer, unless ``generate`` set a length for all.
+        """
         inputs = self._to_model_dtype({name: value for name, value in inputs.items() if name != "labels"})
-        output = self.model.generate(**inputs, **self.generate_settings)  # type: ignore[operator]
-        return self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        settings = self.generate_settings
+        if limits and not self.set_length:
+            settings = {**settings, "max_new_tokens": max(limits)}
+        output = self.model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]  # type: ignore[operator]
+        if limits and not self.set_length and len(set(limits)) > 1:
+            output = [row[:limit] for row, limit in zip(output, limits, strict=True)]  # as in a batch of its own
+        return self.processor.batch_decode(output, skip_special_tokens=True)
+
+    def _answers(self, batch: Batch) -> list[str]:
+        if not batch["keys"]:
+            return []  # no sample has audio that can be used
+        return self.answer(batch["inputs"], [task.max_new_tokens for task in batch_tasks(batch, self.task)])
 
     def _to_model_dtype(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Processors give float32 features, which a model in half precision does not take."""
         dtype: torch.dtype = self.model.dtype  # type: ignore[assignment]
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
-    def _evaluate(self, batch: Batch, stage: str) -> dict[str, list[str]]:
-        texts = self.answer(batch["inputs"])
-        metric: Any = self.metrics[stage]
-        metric.update([self.task.parse(text) for text in texts], [self._target(text) for text in batch["answers"]])
-        self.log(f"{stage}/{self.task.name}", metric, batch_size=len(texts), prog_bar=True)
-        return {"texts": texts}
+    def _evaluate(self, batch: Batch, stage: str) -> dict[str, list[Any]]:
+        texts = self._answers(batch)
+        rows = score_batch(batch, texts, self.task)
+        self.metrics[stage].update(rows)  # type: ignore[operator]
+        return {"texts": texts, "samples": rows}
 
-    def _target(self, answer: str) -> str:
-        parsed = self.task.parse(answer)
-        return answer if parsed is None else parsed
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the scores of the validation before."""
+        self._reset_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets the scores of the test before."""
+        self._reset_scores("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/TASK``."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/TASK``."""
+        self._log_scores("test")
+
+    def _reset_scores(self, stage: str) -> None:
+        self.metrics[stage].reset()  # type: ignore[operator]
+        self.metrics[stage].update([])  # type: ignore[operator]  # packed batches never do, and compute would warn
+
+    def _log_scores(self, stage: str) -> None:
+        results = self.metrics[stage].compute()  # type: ignore[operator]
+        values = {f"{stage}/{name}": result["value"] for name, result in results["tasks"].items()}
+        if len(values) > 1:
+            values[f"{stage}/average"] = results["average"]
+        self.log_dict(values, prog_bar=True, sync_dist=True)
 
     def on_fit_start(self) -> None:
         """Puts the model into training mode, for dropout; it was loaded in evaluation mode, which Lightning keeps."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from headrouter_pl.errors import HeadRouterError
 
-__all__ = ["ResultsLog", "write_text"]
+__all__ = ["ResultsLog", "format_table", "write_text"]
 
 
 class ResultsLog:
@@ -71,3 +71,24 @@ def write_text(path: str | Path, text: str) -> None:
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
+
+
+def format_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """A Markdown table with aligned columns.
+
+    Args:
+        rows: One mapping a row, all with the same keys.
+
+    Example:
+        >>> print(format_table([{"scorer": "fastv", "kept": 3}]))
+        | scorer | kept |
+        |--------|------|
+        | fastv  | 3    |
+    """
+    titles = list(rows[0])
+    cells = [titles, *[[str(row[title]) for title in titles] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

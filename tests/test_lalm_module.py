@@ -133,6 +133,26 @@ class TestEvaluation:
         assert make(generate={"do_sample": True}).generate_settings["do_sample"] is True
         assert make(generate={"do_sample": True}).generate_settings["max_new_tokens"] == 256
 
+    def test_each_sample_of_a_batch_has_its_tasks_length(self) -> None:
+        batch = {**data()[0], "task_names": ["audiomarathon-sed", ""]}
+        (rows,) = trainer().predict(make(generate=None, task="choice"), loader([batch])) or [[]]
+        assert [len(row["text"].split()) for row in rows] == [5, 8]
+        (fixed,) = trainer().predict(make(task="choice", generate={"max_new_tokens": 3}), loader([batch])) or [[]]
+        assert [row["text"] for row in fixed] == [" ".join(row["text"].split()[:3]) for row in rows]
+
+    def test_a_batch_without_usable_audio(self) -> None:
+        failure = {"key": "x", "task": "", "answer": "yes", "options": [], "error": "x.wav is silent"}
+        empty = {"inputs": {}, "keys": [], "answers": [], "failures": [failure]}
+        known = data([["other", "other"], ["other"]])
+        (result,) = trainer(HeadRouterCallback(0.5)).validate(
+            make(task="question"), loader([empty, *known]), verbose=False
+        )
+        assert result["val/question"] == 0
+        assert result["headrouter/samples"] == 3
+        assert trainer().predict(make(), loader([empty])) == [
+            [{"key": "x", "text": "", "answer": None, "failure": "x.wav is silent"}]
+        ]
+
     def test_labels_do_not_disturb_generation(self) -> None:
         batch = data()[0]
         assert make().answer(with_labels(batch)["inputs"]) == make().answer(batch["inputs"])

@@ -1,7 +1,8 @@
 """Lightning callbacks."""
 
 from headrouter_pl.callbacks.align_projector import AlignProjector
+from headrouter_pl.callbacks.evaluation_report import EvaluationReport
 from headrouter_pl.callbacks.head_router import HeadRouterCallback
 from headrouter_pl.callbacks.profile_calibration import ProfileCalibration
 
-__all__ = ["AlignProjector", "HeadRouterCallback", "ProfileCalibration"]
+__all__ = ["AlignProjector", "EvaluationReport", "HeadRouterCallback", "ProfileCalibration"]

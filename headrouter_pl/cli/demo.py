@@ -212,7 +212,9 @@ def _ask(
             callbacks=[*([] if pruned is None else [pruned]), Collect(found, pruned)],
         )  # fmt: skip
         with time_prefills(model) as found.seconds:
-            trainer.validate(module, datamodule=AudioPromptDataModule(processor, validate=records), verbose=False)
+            trainer.validate(
+                module, datamodule=AudioPromptDataModule(processor, validate=records, allow_silence=True), verbose=False
+            )
         return found
 
     with _less_lightning(), _encode_once(model):
@@ -311,5 +313,5 @@ def _audio_start(processor: Any, record: AudioPrompt) -> int:
     """Position of the first audio token of a record."""
     from headrouter_pl.data import AudioPromptDataModule
 
-    ids = AudioPromptDataModule(processor).collate([record])["inputs"]["input_ids"][0]
+    ids = AudioPromptDataModule(processor, allow_silence=True).collate([record])["inputs"]["input_ids"][0]
     return int((ids == processor.audio_token_id).nonzero()[0, 0])

@@ -5,29 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from headrouter_pl.results import format_table
 
-def format_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """A Markdown table with aligned columns.
-
-    Args:
-        rows: One mapping a row, all with the same keys.
-
-    Example:
-        >>> print(format_table([{"scorer": "fastv", "kept": 3}]))
-        | scorer | kept |
-        |--------|------|
-        | fastv  | 3    |
-    """
-    titles = list(rows[0])
-    cells = [titles, *[[str(row[title]) for title in titles] for row in rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+__all__ = ["dump_figures", "format_table", "machine"]
 
 
 def dump_figures(figures: Mapping[str, Any]) -> str:

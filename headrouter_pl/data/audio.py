@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from headrouter_pl.errors import HeadRouterError
 
-__all__ = ["AudioError", "read_audio"]
+__all__ = ["AudioBytes", "AudioError", "check_audible", "read_audio"]
+
+_SMALLEST = 2.0**-15
+"""One step of 16-bit audio: what stays below it throughout is silence."""
 
 
 class AudioError(HeadRouterError, ValueError):
     """An audio file, or a request for audio, that cannot be used."""
 
 
-def read_audio(path: str | os.PathLike[str], sampling_rate: int = 16_000) -> np.ndarray:
+@dataclass(frozen=True)
+class AudioBytes:
+    """An audio file in memory.
+
+    Attributes:
+        data: What the file holds.
+        name: What to call it in errors.
+    """
+
+    data: bytes
+    name: str
+
+
+def check_audible(samples: np.ndarray, name: object) -> None:
+    """Refuses silence.
+
+    Raises:
+        AudioError: If no sample reaches one step of 16-bit audio; it names the audio.
+    """
+    if not samples.size or float(np.abs(samples).max()) < _SMALLEST:
+        raise AudioError(f"{name} is silent: no sample reaches {_SMALLEST:.6f} of full scale")
+
+
+def read_audio(path: str | os.PathLike[str] | AudioBytes, sampling_rate: int = 16_000) -> np.ndarray:
     """Read an audio file as one channel at one sampling rate.
 
     Channels are averaged, then resampled with soxr. Amplitudes are kept as recorded (full scale = 1).
 
     Args:
-        path: a file that libsndfile reads (wav, flac, ogg, mp3, ...).
+        path: a file that libsndfile reads (wav, flac, ogg, mp3, ...), or one in memory.
         sampling_rate: rate of the result, in Hz.
 
     Returns:
@@ -32,7 +60,12 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = 16_000) -> np.
         AudioError: the file is missing, unreadable or empty, or holds NaN or infinite samples; the message
             names it. Also when `sampling_rate` is not positive or soundfile or soxr is not installed.
     """
-    path = Path(path)
+    source: Path | io.BytesIO
+    if isinstance(path, AudioBytes):
+        source, name = io.BytesIO(path.data), path.name
+    else:
+        source = Path(path)
+        name = str(source)
     if sampling_rate <= 0:
         raise AudioError(f"got sampling_rate={sampling_rate}, expected a positive number of Hz")
     try:
@@ -40,21 +73,21 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = 16_000) -> np.
         import soxr
     except ImportError as error:
         raise AudioError(
-            f"reading {path} needs soundfile and soxr ({error}): pip install 'headrouter-pl[demo]'"
+            f"reading {name} needs soundfile and soxr ({error}): pip install 'headrouter-pl[eval]'"
         ) from error
-    if not path.is_file():
-        raise AudioError(f"no audio file at {path}")
+    if isinstance(source, Path) and not source.is_file():
+        raise AudioError(f"no audio file at {name}")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"{path} cannot be read as audio: {error}") from error
+        raise AudioError(f"{name} cannot be read as audio: {error}") from error
     if samples.size == 0:
-        raise AudioError(f"{path} is empty: no samples")
+        raise AudioError(f"{name} is empty: no samples")
     if not np.isfinite(samples).all():
-        raise AudioError(f"{path} holds NaN or infinite samples; repair or leave out this file")
+        raise AudioError(f"{name} holds NaN or infinite samples; repair or leave out this file")
     mono = samples.mean(axis=1, dtype=np.float32)
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate)
         if mono.size == 0:
-            raise AudioError(f"{path} is empty at {sampling_rate} Hz ({len(samples)} samples at {rate} Hz)")
+            raise AudioError(f"{name} is empty at {sampling_rate} Hz ({len(samples)} samples at {rate} Hz)")
     return np.ascontiguousarray(mono, dtype=np.float32)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import numpy as np
@@ -14,32 +13,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from headrouter_pl.data.audio import AudioError, read_audio
+from headrouter_pl.data.audio import AudioError, check_audible
+from headrouter_pl.data.records import AudioPrompt, read_records
+from headrouter_pl.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
-
-
-@dataclass(frozen=True, eq=False)
-class AudioPrompt:
-    """One question about one or several recordings.
-
-    Attributes:
-        audio: float32 samples ``[n]`` at the processor's rate, the path of a file, or several of either.
-        prompt: The question.
-        answer: The right answer; may be empty for prediction.
-        key: What to call the sample in results.
-    """
-
-    audio: np.ndarray | str | Path | Sequence[np.ndarray | str | Path]
-    prompt: str
-    answer: str = ""
-    key: str = ""
-
-    def clips(self, sampling_rate: int) -> list[np.ndarray]:
-        """The recordings as float32 ``[n]`` at ``sampling_rate``."""
-        parts = [self.audio] if isinstance(self.audio, (np.ndarray, str, Path)) else list(self.audio)
-        return [part if isinstance(part, np.ndarray) else read_audio(part, sampling_rate) for part in parts]
 
 
 Records = Sequence[AudioPrompt] | str
@@ -49,14 +28,21 @@ class AudioPromptDataModule(L.LightningDataModule):
     """Batches of records, tokenized with the model's own processor and chat template.
 
     Validation, test and prediction batches end where the answer begins (left padding); training batches hold the answer
-    too, with ``labels`` on it alone.
+    too, with ``labels`` on it alone. Audio that is missing, unreadable or silent is an error: a missing file at once,
+    the others when their turn comes. Audio that the processor cuts is warned of, with the seconds lost.
 
     Args:
-        processor: The model's processor, or the name or path of a checkpoint that has it.
-        train: Records to fit on, here and below: a list, or the path of a JSONL file (see :func:`read_records`).
+        processor: The model's processor, the name or path of a checkpoint that has it, or ``"pocket"``.
+        train: Records to fit on, here and below: a list, or the path of one (see :func:`read_records`).
         validate: Records for validation.
         test: Records for testing.
         predict: Records for prediction.
+        task: Name of the task of records on disk that name none.
+        columns: What lists on disk call their fields, by our names for them (see :func:`read_records`).
+        on_bad_audio: ``"report"`` lists samples whose audio cannot be used under ``failures`` of their batch, where
+            they count as wrong, instead of stopping; not in training.
+        allow_silence: Whether silence is audio like any other; it is usually what broken files hold.
+        system_prompt: Said by the system before the question; the chat template's own if None.
         batch_size: Samples per batch.
         num_workers: Processes that load audio.
     """
@@ -69,16 +55,24 @@ class AudioPromptDataModule(L.LightningDataModule):
         validate: Records = (),
         test: Records = (),
         predict: Records = (),
+        task: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        on_bad_audio: Literal["error", "report"] = "error",
+        allow_silence: bool = False,
+        system_prompt: str | None = None,
         batch_size: int = 1,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(processor, str):
-            from transformers import AutoProcessor
-
-            processor = AutoProcessor.from_pretrained(processor)
-        self.processor = processor
+        if on_bad_audio not in ("error", "report"):
+            raise ConfigurationError(f"on_bad_audio must be 'error' or 'report', got {on_bad_audio!r}.")
+        self.processor = _load_processor(processor) if isinstance(processor, str) else processor
         self.records: dict[str, Records] = {"train": train, "validate": validate, "test": test, "predict": predict}
+        self.task = task
+        self.columns = columns
+        self.on_bad_audio = on_bad_audio
+        self.allow_silence = allow_silence
+        self.system_prompt = system_prompt
         self.batch_size = batch_size
         self.num_workers = num_workers
 
@@ -98,10 +92,19 @@ class AudioPromptDataModule(L.LightningDataModule):
         """Prediction batches."""
         return self._loader("predict")
 
-    def _loader(self, stage: str, *, shuffle: bool = False) -> DataLoader[AudioPrompt]:
+    def read(self, stage: str) -> Sequence[AudioPrompt]:
+        """The records of a stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``."""
         records = self.records[stage]
+        return read_records(records, columns=self.columns, task=self.task) if isinstance(records, str) else records
+
+    def _loader(self, stage: str, *, shuffle: bool = False) -> DataLoader[AudioPrompt]:
+        records = self.read(stage)
+        if stage != "train" and isinstance(records, list):
+            _check_keys(records)
+        if (stage == "train" or self.on_bad_audio == "error") and isinstance(records, list):
+            _check_files(records)
         return DataLoader(
-            read_records(records) if isinstance(records, str) else records,  # type: ignore[arg-type]
+            records,  # type: ignore[arg-type]
             batch_size=self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
@@ -109,15 +112,41 @@ class AudioPromptDataModule(L.LightningDataModule):
         )
 
     def collate(self, records: Sequence[AudioPrompt]) -> dict[str, Any]:
-        """A batch to generate from: ``inputs``, ``answers`` and ``keys``."""
-        return self._batch(records, [self._render(record) for record in records])
+        """A batch to generate from.
+
+        Returns:
+            ``inputs``; and for each sample ``answers``, ``keys``, ``task_names``, ``options`` and ``cut_seconds`` (of
+            audio that the processor cut off). ``failures``: a mapping for each sample whose audio cannot be used, which
+            is in none of these, with ``key``, ``task``, ``answer``, ``options`` and ``error``.
+        """
+        usable, clips, failures = [], [], []
+        for record in records:
+            try:
+                parts = self._clips(record)
+            except AudioError as error:
+                if self.on_bad_audio == "error":
+                    raise
+                failures.append(
+                    {"key": record.key, "task": record.task, "answer": record.answer, "options": list(record.options),
+                     "error": str(error)}
+                )  # fmt: skip
+                continue
+            usable.append(record)
+            clips.append(parts)
+        batch = self._batch(usable, [self._render(record) for record in usable], clips)
+        return {
+            **batch,
+            "task_names": [record.task for record in usable],
+            "options": [list(record.options) for record in usable],
+            "failures": failures,
+        }
 
     def collate_train(self, records: Sequence[AudioPrompt]) -> dict[str, Any]:
         """A batch to train on: like :meth:`collate`, with the answers in the text and ``inputs["labels"]``."""
         prompts = [self._render(record) for record in records]
         texts = [self._render(record, answered=True) for record in records]
         tokenizer = self.processor.tokenizer
-        batch = self._batch(records, texts)
+        batch = self._batch(records, texts, [record.clips(self.sampling_rate) for record in records])
         inputs = batch["inputs"]
         labels = inputs["input_ids"].clone()
         ends = inputs["attention_mask"].cumsum(1)
@@ -133,71 +162,124 @@ class AudioPromptDataModule(L.LightningDataModule):
         inputs["labels"] = labels
         return batch
 
+    @property
+    def sampling_rate(self) -> int:
+        """Hz, of the audio that the processor takes."""
+        return self.processor.feature_extractor.sampling_rate
+
+    def _clips(self, record: AudioPrompt) -> list[np.ndarray]:
+        clips = record.clips(self.sampling_rate)
+        if not self.allow_silence:
+            for given, samples in zip(record.parts(), clips, strict=True):
+                path = given if isinstance(given, (str, Path)) else getattr(given, "name", None)
+                check_audible(samples, path or record.key or record.prompt)
+        return clips
+
     def _render(self, record: AudioPrompt, *, answered: bool = False) -> str:
-        count = 1 if isinstance(record.audio, (np.ndarray, str, Path)) else len(record.audio)
-        content = [{"type": "audio"} for _ in range(count)]
+        content = [{"type": "audio"} for _ in record.parts()]
         conversation = [{"role": "user", "content": [*content, {"type": "text", "text": record.prompt}]}]
+        if self.system_prompt is not None:
+            conversation.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
         if answered:
             conversation.append({"role": "assistant", "content": [{"type": "text", "text": record.answer}]})
         return self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=not answered)
 
-    def _batch(self, records: Sequence[AudioPrompt], texts: list[str]) -> dict[str, Any]:
-        rate = self.processor.feature_extractor.sampling_rate
-        clips = [record.clips(rate) for record in records]
-        for record, parts in zip(records, clips, strict=True):
-            self._warn_if_cut(record, max(len(part) for part in parts) / rate)
-        inputs = self.processor(
-            text=texts,
-            audio=[part for parts in clips for part in parts],
-            sampling_rate=rate,
-            # Of the text alone: how to pad audio is for the processor to say, some encoders take whole windows only.
-            text_kwargs={"padding": True, "padding_side": "left"},
-            return_tensors="pt",
-        )
-        return {
-            "inputs": {name: value for name, value in inputs.items() if isinstance(value, Tensor)},
+    def _batch(
+        self, records: Sequence[AudioPrompt], texts: list[str], clips: Sequence[Sequence[np.ndarray]]
+    ) -> dict[str, Any]:
+        batch: dict[str, Any] = {
+            "inputs": {},
             "answers": [record.answer for record in records],
             "keys": [record.key for record in records],
+            "cut_seconds": [],
         }
-
-    def _warn_if_cut(self, record: AudioPrompt, seconds: float) -> None:
-        limit = getattr(self.processor, "max_audio_len", None)
-        if limit and seconds > limit:
-            rank_zero_warn(
-                f"{record.key or record.prompt!r}: {seconds:.1f} s of audio, of which the processor cuts the last "
-                f"{seconds - limit:.1f} s (processor.max_audio_len is {limit} s)."
-            )
-
-
-def read_records(path: str | Path) -> list[AudioPrompt]:
-    """Reads records from a JSONL file.
-
-    Args:
-        path: One JSON object a line with ``audio`` (a path, relative to the file, or a list of them), ``prompt``, and
-            perhaps ``answer`` and ``key``; without a key a record is called by its line number.
-
-    Raises:
-        AudioError: If a line is not such an object; it names the line.
-    """
-    path = Path(path)
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            audio = [row["audio"]] if isinstance(row["audio"], str) else row["audio"]
-            paths = [path.parent / name for name in audio]
-            if not paths:
-                raise ValueError("no audio")
-            if not isinstance(row["prompt"], str):
-                raise TypeError(f"prompt is {row['prompt']!r}")
-            answer, key = row.get("answer"), row.get("key")
-            records.append(
-                AudioPrompt(
-                    paths, row["prompt"], "" if answer is None else str(answer), str(number if key is None else key)
+        if records:
+            try:
+                inputs = self.processor(
+                    text=texts,
+                    audio=[part for parts in clips for part in parts],
+                    sampling_rate=self.sampling_rate,
+                    # Of the text alone: how to pad audio is for the processor to say, some take whole windows only.
+                    text_kwargs={"padding": True, "padding_side": "left"},
+                    return_tensors="pt",
                 )
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise AudioError(f"{path}, line {number} is not a record with 'audio' and 'prompt': {error!r}") from error
-    return records
+            except ValueError as error:
+                several = [(record, parts) for record, parts in zip(records, clips, strict=True) if len(parts) > 1]
+                if not several:
+                    raise
+                ((record, parts), *_) = several
+                name = type(self.processor).__name__
+                raise AudioError(
+                    f"{(record.key or record.prompt)!r} asks about {len(parts)} recordings, and {name} refuses this "
+                    f"batch: {error} If it takes one recording a question, leave such questions out."
+                ) from error
+            batch["inputs"] = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+            batch["cut_seconds"] = self._cut(records, clips, batch["inputs"])
+        return batch
+
+    def _cut(
+        self, records: Sequence[AudioPrompt], clips: Sequence[Sequence[np.ndarray]], inputs: Mapping[str, Tensor]
+    ) -> list[float]:
+        """Seconds of each sample that the processor cut off; warns of each that lost some."""
+        taken, why = self._taken(sum(map(len, clips)), inputs)
+        limits = iter(taken)
+        lost = []
+        for record, parts in zip(records, clips, strict=True):
+            seconds = [len(part) / self.sampling_rate for part in parts]
+            over = [was - limit for was, limit in zip(seconds, limits, strict=False)]  # takes as many as there are
+            each = [more if more > _EDGE else 0.0 for more in over]
+            lost.append(sum(each))
+            if lost[-1]:
+                rank_zero_warn(
+                    f"{record.key or record.prompt!r}: {max(seconds):.1f} s of audio, of which the processor cuts the "
+                    f"last {max(each):.1f} s ({why})."
+                )
+        return lost
+
+    def _taken(self, count: int, inputs: Mapping[str, Tensor]) -> tuple[list[float], str]:
+        """Seconds that the model gets at most of each of ``count`` recordings, and how that is known."""
+        limit = getattr(self.processor, "max_audio_len", None)
+        if limit:
+            return [limit] * count, f"processor.max_audio_len is {limit} s"
+        hop = getattr(self.processor.feature_extractor, "hop_length", None)
+        mask = next((inputs[name] for name in _MASKS if name in inputs), None)
+        if hop and mask is not None and mask.ndim == 2 and len(mask) == count:  # a row a recording
+            # A row that is full may have been cut there; one that is not shows the end of the audio.
+            seconds = mask.sum(1).double() * hop / self.sampling_rate
+            return seconds.masked_fill(
+                ~mask.bool().all(1), float("inf")
+            ).tolist(), "its feature extractor takes no more"
+        return [float("inf")] * count, ""
+
+
+_EDGE = 0.1
+"""Seconds at the end of audio in which a mel frame more or less says nothing."""
+_MASKS = ("feature_attention_mask", "input_features_mask", "audio_attention_mask")
+"""What processors call the mask ``[recordings, frames]`` of mel frames that hold audio."""
+
+
+def _load_processor(name: str) -> ProcessorMixin:
+    if name == "pocket":
+        from headrouter_pl.models.pocket import load_processor
+
+        return load_processor()
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(name)
+
+
+def _check_keys(records: Sequence[AudioPrompt]) -> None:
+    counts = Counter((record.task, record.key) for record in records if record.key)
+    twice = [key for (_, key), count in counts.items() if count > 1]
+    if twice:
+        raise AudioError(f"{len(twice)} keys stand for several records, {twice[0]!r} among them; give each its own.")
+
+
+def _check_files(records: Sequence[AudioPrompt]) -> None:
+    paths = dict.fromkeys(Path(part) for record in records for part in record.parts() if isinstance(part, (str, Path)))
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise AudioError(
+            f"no audio file at {', '.join(missing[:5])}{more} ({len(missing)} of {len(paths)} files). "
+            "on_bad_audio='report' counts them as wrong instead."
+        )

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of options, in order."""
+
+
+class Parser(Protocol):
+    """Reads the answer out of generated text; None where there is none, which counts as wrong."""
+
+    def __call__(self, text: str, options: Sequence[str] = ..., /) -> str | None:
+        """The answer.
+
+        Args:
+            text: What the model said, or the right answer as the data has it.
+            options: Texts of the options that were given; none for an open question.
+        """
 
 
 @dataclass(frozen=True)
@@ -17,15 +32,40 @@ class Task:
     Attributes:
         name: Its key in :data:`headrouter_pl.tasks.TASKS`.
         type: ``"semantic"``, ``"voice"`` or ``"sound"``.
-        prompt: A prompt that asks for it.
-        parse: Reads the answer out of generated text; None where there is none, which counts as wrong.
-        metric: Makes the metric, whose ``update(predictions, targets)`` takes two lists of strings.
+        prompt: A prompt that asks for it; may have places for ``{question}``, ``{options}`` (a line for each) and
+            ``{letters}`` ("A, B, or C").
+        parse: Reads the answer out of generated text; right answers are read by it too, so that both compare.
+        metric: Makes the metric that is the task's score; its ``update(predictions, targets)`` takes two lists of
+            strings, the predictions with None for what could not be read. ``higher_is_better`` says which way it goes.
         max_new_tokens: Enough for an answer.
+        also: More metrics to report, by name.
+        options: Texts of the options, where all questions have the same ones; "" is that of a question without.
+        option: How an option is written in the prompt.
     """
 
     name: str
     type: str
     prompt: str
-    parse: Callable[[str], str | None]
+    parse: Parser
     metric: Callable[[], Metric]
     max_new_tokens: int = 32
+    also: Mapping[str, Callable[[], Metric]] = field(default_factory=dict)
+    options: Sequence[str] = ()
+    option: str = "{letter}. {option}"
+
+    @property
+    def family(self) -> str:
+        """``"semantic"``, or ``"acoustic"`` for voices and sounds."""
+        return "semantic" if self.type == "semantic" else "acoustic"
+
+    def ask(self, question: str = "", options: Sequence[str] = ()) -> str:
+        """The prompt for one question.
+
+        Args:
+            question: Its text.
+            options: Texts of its options, in the order of their letters.
+        """
+        letters = LETTERS[: len(options)]
+        lines = (self.option.format(letter=a, option=b) for a, b in zip(letters, options, strict=True))
+        named = f"{', '.join(letters[:-1])}{',' if len(letters) > 2 else ''} or {letters[-1]}" if letters else ""
+        return self.prompt.format(question=question, options="\n".join(lines), letters=named)

@@ -125,7 +125,7 @@ class TestBatches:
     def test_a_template_that_changes_with_the_answer_is_refused(self) -> None:
         data = module()
         data.processor.answered_differs = True
-        with pytest.raises(AudioError, match="cannot label it"):
+        with pytest.raises(AudioError, match=r"cannot label it"):
             data.collate_train(RECORDS)
 
     def test_loaders(self) -> None:
@@ -156,7 +156,7 @@ class TestCutAudio:
         data.collate(records)
 
     def test_says_how_much_is_lost(self) -> None:
-        with pytest.warns(UserWarning, match="'long one'") as caught:
+        with pytest.warns(UserWarning, match=r"'long one'") as caught:
             self.collate([AudioPrompt(clip(12.5), "Q", key="long one"), AudioPrompt(clip(9), "Q", key="short")], 10)
         (message,) = [str(w.message) for w in caught]
         assert "12.5 s of audio, of which the processor cuts the last 2.5 s" in message
@@ -170,6 +170,120 @@ class TestCutAudio:
     def test_silent_where_nothing_is_lost(self, limit: float | None, recwarn: pytest.WarningsRecorder) -> None:
         self.collate([AudioPrompt(clip(10), "Q")], limit)
         assert not [w for w in recwarn if "cuts" in str(w.message)]
+
+
+class Extractor(SimpleNamespace):
+    sampling_rate, hop_length = RATE, 5
+
+
+class TestCutByTheFeatureExtractor:
+    """Known from the mask of mel frames, for processors that do not say how much they take."""
+
+    def cut(self, records: Sequence[AudioPrompt], frames: int, name: str = "feature_attention_mask") -> list[float]:
+        class Cutting(StubProcessor):
+            feature_extractor = Extractor()
+
+            def __call__(self, text: list[str], audio: list[np.ndarray], **rest: Any) -> dict[str, Any]:
+                mask = torch.zeros(len(audio), frames, dtype=torch.long)
+                for row, part in zip(mask, audio, strict=True):
+                    row[: len(part) // 5] = 1
+                return {**super().__call__(text, audio, **rest), name: mask}
+
+        return AudioPromptDataModule(Cutting()).collate(records)["cut_seconds"]
+
+    @pytest.mark.parametrize("name", ["feature_attention_mask", "input_features_mask"])
+    def test_seconds_of_each_sample(self, name: str) -> None:
+        records = [AudioPrompt(clip(1), "Q"), AudioPrompt([clip(3), clip(1), clip(2.5)], "Q", key="long")]
+        with pytest.warns(UserWarning, match=r"'long': 3.0 s of audio, .* the last 1.0 s \(its feature extractor"):
+            assert self.cut(records, 40, name) == [0.0, 1.5]
+
+    def test_frames_that_are_just_enough(self, recwarn: pytest.WarningsRecorder) -> None:
+        assert (
+            self.cut([AudioPrompt(clip(2), "Q"), AudioPrompt(clip(2.04), "Q"), AudioPrompt(clip(0.5), "Q")], 40)
+            == [0] * 3
+        )
+        assert not [w for w in recwarn if "cuts" in str(w.message)]
+
+    def test_of_qwen2_audio(self) -> None:
+        """Its own processor, whose feature extractor takes one second here and thirty in the checkpoint."""
+        import tiny_pocket
+        from transformers import Qwen2AudioProcessor
+
+        tokenizer = tiny_pocket.make_processor().tokenizer
+        marks = ("<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
+        tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
+        processor = Qwen2AudioProcessor(
+            tiny_pocket.make_processor().feature_extractor, tokenizer,
+            chat_template="{% for m in messages %}{% for c in m.content %}"
+            "{{ '<|AUDIO|>' if c.type == 'audio' else c.text }}{% endfor %}{% endfor %}",
+        )  # fmt: skip
+        records = [AudioPrompt(tiny_pocket.noise(0, s), "w40", key=str(s)) for s in (0.5, 1.0, 1.75)]
+        with pytest.warns(UserWarning, match=r"'1.75': 1.8 s of audio, .* the last 0.8 s"):
+            batch = AudioPromptDataModule(processor).collate(records)
+        assert batch["cut_seconds"] == [0.0, 0.0, 0.75]
+        assert batch["inputs"]["feature_attention_mask"].sum(1).tolist() == [50, 100, 100]
+
+    def test_masks_of_windows_say_nothing(self, recwarn: pytest.WarningsRecorder) -> None:
+        class Windows(StubProcessor):
+            feature_extractor = Extractor()
+
+            def __call__(self, *args: Any, **rest: Any) -> dict[str, Any]:
+                return {**super().__call__(*args, **rest), "input_features_mask": torch.ones(3, 40)}
+
+        assert AudioPromptDataModule(Windows()).collate([AudioPrompt(clip(6), "Q")])["cut_seconds"] == [0.0]
+
+
+class TestBadAudio:
+    def records(self, folder: Path) -> list[AudioPrompt]:
+        soundfile = pytest.importorskip("soundfile")
+        soundfile.write(folder / "good.wav", np.full(RATE, 0.25), RATE)
+        soundfile.write(folder / "silent.wav", np.zeros(RATE), RATE)
+        (folder / "broken.wav").write_bytes(b"RIFF")
+        names = ("gone", "good", "silent", "broken")
+        return [AudioPrompt([folder / "good.wav", folder / f"{name}.wav"], "Q", "A", name) for name in names]
+
+    def test_is_an_error_that_names_the_file(self, tmp_path: Path) -> None:
+        gone, good, silent, broken = self.records(tmp_path)
+        with pytest.raises(AudioError, match=r"no audio file at .*gone.wav \(1 of 4 files\)"):
+            module(validate=[gone, good, silent, broken]).val_dataloader()
+        for record, why in ((silent, "silent.wav is silent"), (broken, "broken.wav cannot be read")):
+            loader = module(test=[good, record]).test_dataloader()
+            batches = iter(loader)
+            assert next(batches)["keys"] == ["good"]
+            with pytest.raises(AudioError, match=why):
+                next(batches)
+        with pytest.raises(AudioError, match=r"'two' is silent|two is silent"):
+            module().collate([AudioPrompt(np.zeros(RATE, dtype=np.float32), "Q", key="two")])
+        assert module(allow_silence=True).collate([silent])["keys"] == ["silent"]
+
+    def test_is_listed_on_request(self, tmp_path: Path) -> None:
+        records = self.records(tmp_path)
+        (batch,) = module(predict=records, on_bad_audio="report", batch_size=4).predict_dataloader()
+        assert (batch["keys"], batch["answers"], batch["task_names"]) == (["good"], ["A"], [""])
+        assert [failure["key"] for failure in batch["failures"]] == ["gone", "silent", "broken"]
+        assert batch["failures"][0] == {
+            "key": "gone", "task": "", "answer": "A", "options": [],
+            "error": f"no audio file at {tmp_path / 'gone.wav'}",
+        }  # fmt: skip
+        assert len(batch["inputs"]["input_ids"]) == 1
+
+    def test_is_never_trained_on(self, tmp_path: Path) -> None:
+        with pytest.raises(AudioError, match=r"gone.wav"):
+            module(train=self.records(tmp_path), on_bad_audio="report").train_dataloader()
+
+    def test_other_words_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"'error' or 'report', got 'skip'"):
+            module(on_bad_audio="skip")
+
+
+def test_a_system_prompt() -> None:
+    batch = module(system_prompt="Be brief.").collate(RECORDS[:1])
+    assert read(batch["inputs"]["input_ids"][0]) == "s:Be brief.\nu:*****What?\na:"
+
+
+def test_keys_that_stand_for_two_records() -> None:
+    with pytest.raises(AudioError, match=r"1 keys stand for several records, 'one'"):
+        module(test=[RECORDS[0], RECORDS[0]]).test_dataloader()
 
 
 class TestRecords:

@@ -1,0 +1,141 @@
+"""Writes and prints what an evaluation of several tasks came to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.results import format_table, write_text
+from headrouter_pl.tasks import Task
+from headrouter_pl.tasks.scoring import TaskScores, percent_of, table
+
+RESULTS, SAMPLES = "results.json", "samples.jsonl"
+
+
+class EvaluationReport(Callback):
+    """Prints a table of the tasks that a validation or test scored, and writes ``results.json`` and ``samples.jsonl``.
+
+    For any LightningModule whose step returns the rows of :func:`headrouter_pl.tasks.scoring.score_batch` as
+    ``samples``, as :class:`headrouter_pl.LALMModule` does. Rows of all processes are gathered, each sample once. While
+    the run goes on, each process appends its rows to ``samples.RANK.part.jsonl``, which the end of the run removes.
+
+    Args:
+        folder: Where to write; results that are there are replaced.
+        unpruned: ``results.json`` of a run without pruning on the same samples, to give scores in percent of.
+
+    Attributes:
+        results: What ``results.json`` holds: :func:`headrouter_pl.tasks.scoring.summarize`, ``percent_of_unpruned`` if
+            an unpruned run was given, ``failures`` (key and reason of samples without usable audio) and ``headrouter``
+            (what :class:`HeadRouterCallback` logged: the keep ratio that was applied, and what was saved).
+
+    Raises:
+        ConfigurationError: If ``unpruned`` is no such file, is of other samples, or would be replaced by this run's.
+    """
+
+    def __init__(self, folder: str | Path, unpruned: str | Path | None = None) -> None:
+        self.folder = Path(folder)
+        self.unpruned: dict[str, Any] | None = None
+        self.results: dict[str, Any] = {}
+        self._scores = TaskScores()
+        if unpruned is not None:
+            if Path(unpruned).resolve() == (self.folder / RESULTS).resolve():
+                raise ConfigurationError(f"This run would replace {unpruned}; give it another folder.")
+            try:
+                self.unpruned = json.loads(Path(unpruned).read_text(encoding="utf-8"))
+                self.unpruned["tasks"]
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                raise ConfigurationError(f"unpruned={str(unpruned)!r} holds no results of a run: {error!r}") from error
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    @override
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(trainer, outputs)
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(trainer, outputs)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)
+
+    def _part(self, trainer: Trainer) -> Path:
+        return self.folder / f"samples.{trainer.global_rank}.part.jsonl"
+
+    def _start(self, trainer: Trainer, module: LightningModule) -> None:
+        own = getattr(module, "task", None)
+        self._scores = TaskScores(*([own] if isinstance(own, Task) else [])).to(module.device)
+        if not trainer.sanity_checking:
+            write_text(self._part(trainer), "")
+
+    def _add(self, trainer: Trainer, outputs: Any) -> None:
+        if not isinstance(outputs, Mapping) or "samples" not in outputs:
+            raise ConfigurationError("EvaluationReport needs steps that return 'samples', as LALMModule's do.")
+        self._scores.update(outputs["samples"])
+        if not trainer.sanity_checking:
+            with self._part(trainer).open("a", encoding="utf-8") as out:
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs["samples"])
+
+    def _finish(self, trainer: Trainer) -> None:
+        if trainer.sanity_checking:
+            return
+        results = self._scores.compute()
+        samples = results.pop("samples")
+        results["failures"] = [
+            {"key": row["key"], "task": row["task"], "failure": row["failure"]} for row in samples if row["failure"]
+        ]
+        logged = trainer.callback_metrics.items()
+        results["headrouter"] = {
+            name.removeprefix("headrouter/"): float(value) for name, value in logged if name.startswith("headrouter/")
+        }
+        self.results = results
+        if trainer.is_global_zero:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+            write_text(self.folder / SAMPLES, "".join(lines))
+            self._write()
+        self._part(trainer).unlink(missing_ok=True)
+        if self.unpruned is not None:  # what was scored is on disk already, in case this is refused
+            results["percent_of_unpruned"] = percent_of(results, self.unpruned)
+        if trainer.is_global_zero:
+            self._write()
+            if samples:
+                print(format_table(table(results)))
+            for failed in results["failures"]:
+                print(f"counted as wrong: {failed['key']}: {failed['failure']}")
+            print(f"{self.folder / RESULTS}, {self.folder / SAMPLES}: {len(samples)} samples")
+
+    def _write(self) -> None:
+        write_text(self.folder / RESULTS, json.dumps(self.results, ensure_ascii=False, indent=1) + "\n")

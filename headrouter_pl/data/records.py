@@ -1,0 +1,204 @@
+"""Questions about audio, and lists of them on disk: JSONL, CSV, a folder with either, or a `datasets` dataset."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrouter_pl.data.audio import AudioBytes, AudioError, read_audio
+from headrouter_pl.tasks import get_task, right_choice
+
+Clip = np.ndarray | str | Path | AudioBytes
+
+
+@dataclass(frozen=True, eq=False)
+class AudioPrompt:
+    """One question about one or several recordings.
+
+    Attributes:
+        audio: float32 samples ``[n]`` at the processor's rate, the path of a file, a file in memory, or several of
+        these.
+        prompt: The question, as the model is asked it.
+        answer: The right answer; may be empty for prediction. A letter, where there are options.
+        key: What to call the sample in results.
+        task: Name of its task; "" for the task of whatever scores it.
+        options: Texts of the options that the prompt gives, in the order of their letters.
+    """
+
+    audio: Clip | Sequence[Clip]
+    prompt: str
+    answer: str = ""
+    key: str = ""
+    task: str = ""
+    options: Sequence[str] = ()
+
+    def parts(self) -> list[Clip]:
+        """The recordings as they were given."""
+        return [self.audio] if isinstance(self.audio, (np.ndarray, str, Path, AudioBytes)) else list(self.audio)
+
+    def clips(self, sampling_rate: int) -> list[np.ndarray]:
+        """The recordings as float32 ``[n]`` at ``sampling_rate``."""
+        return [part if isinstance(part, np.ndarray) else read_audio(part, sampling_rate) for part in self.parts()]
+
+
+def read_records(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, task: str | None = None
+) -> Sequence[AudioPrompt]:
+    """Reads records from a list on disk.
+
+    Each has ``audio`` (a path, relative to the list, or several), and a ``prompt``; or, with a task, a ``question``
+    that the task's prompt frames, or neither, for the task's prompt alone. There may be an ``answer``, a ``key`` (the
+    line or row number, if there is none), a ``task`` and ``options`` (texts of the options; in CSV a JSON list). With
+    options, the answer is one of them or its letter.
+
+    Args:
+        path: A JSONL file, of one object a line; a CSV file with a header; a folder that holds one such file, or one
+            called ``metadata``; or a dataset that :mod:`datasets` saved to disk, whose audio is decoded by soundfile.
+        columns: What the list calls these fields, by the names above.
+        task: Name of the task of records that name none.
+
+    Raises:
+        AudioError: If the list or a record of it is not such a one; it names the file and line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file():
+            splits = ", ".join(
+                str(path / name) for name in json.loads((path / "dataset_dict.json").read_text())["splits"]
+            )
+            raise AudioError(f"{path} is a dataset of several splits; give one of {splits}.")
+        if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+            return DatasetRecords(path, columns or {}, task)
+        path = _list_in(path)
+    read = _csv_rows if path.suffix.lower() == ".csv" else _jsonl_rows
+    records = []
+    for number, row in read(path):
+        try:
+            records.append(make_record(_renamed(row, columns or {}), path.parent, number, task))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _not_a_record(path, number, error) from error
+    return records
+
+
+def make_record(row: Any, folder: Path, number: int, task: str | None = None) -> AudioPrompt:
+    """One record; see :func:`read_records`.
+
+    Args:
+        row: Its fields.
+        folder: That paths of audio are relative to.
+        number: What to call it, if it has no key.
+        task: Name of its task, if it names none.
+
+    Raises:
+        ValueError, KeyError, TypeError: If it is not a record.
+    """
+    audio = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
+    clips = [part if isinstance(part, (AudioBytes, np.ndarray)) else folder / part for part in audio]
+    if not clips:
+        raise ValueError("no audio")
+    name = row.get("task") or task or ""
+    found = get_task(name) if name else None
+    options = [str(option) for option in row.get("options") or (found.options if found else ())]
+    if "prompt" not in row and found is not None:
+        prompt = found.ask(row.get("question") or "", options)
+    else:
+        prompt = row["prompt"]
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt is {prompt!r}")
+    answer, key = row.get("answer"), row.get("key")
+    answer = "" if answer is None else str(answer)
+    if options and answer:
+        answer = right_choice(answer, options)
+    return AudioPrompt(clips, prompt, answer, str(number if key is None else key), name, tuple(options))
+
+
+class DatasetRecords(Sequence[AudioPrompt]):
+    """Records of a dataset on disk, read when they are asked for; see :func:`read_records`."""
+
+    def __init__(self, path: Path, columns: Mapping[str, str], task: str | None) -> None:
+        try:
+            import datasets
+        except ImportError as error:
+            raise AudioError(f"reading {path} needs datasets ({error}): pip install 'headrouter-pl[eval]'") from error
+        data = datasets.load_from_disk(str(path))
+        audio = columns.get("audio", "audio")
+        if audio not in data.column_names:
+            raise AudioError(f"{path} has no column {audio!r}, but {data.column_names}; name it with columns.")
+        if isinstance(data.features[audio], datasets.Audio):
+            data = data.cast_column(audio, datasets.Audio(decode=False))
+        self.path, self.data, self.columns, self.task = path, data, columns, task
+        answer = data.features.get(columns.get("answer", "answer"))
+        self.classes = answer.names if isinstance(answer, datasets.ClassLabel) else None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            row = _renamed(self.data[index], self.columns)
+            row["audio"] = self._audio(row["audio"], index)
+            if self.classes and row.get("answer") is not None:
+                row["answer"] = self.classes[row["answer"]]
+            return make_record(row, self.path, index, self.task)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _not_a_record(self.path, index, error) from error
+
+    def _audio(self, value: Any, index: int) -> Any:
+        if isinstance(value, list):
+            return [self._audio(part, index) for part in value]
+        if not isinstance(value, dict):
+            return value  # a path
+        name = value.get("path") or f"audio of row {index}"
+        return AudioBytes(value["bytes"], f"{self.path}: {name}") if value.get("bytes") else value["path"]
+
+
+def _renamed(row: Any, columns: Mapping[str, str]) -> Any:
+    if not columns or not isinstance(row, Mapping):
+        return row
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items()}}
+
+
+def _list_in(folder: Path) -> Path:
+    lists = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jsonl", ".csv"))
+    named = [path for path in lists if path.stem == "metadata"]
+    chosen = named if len(named) == 1 else lists
+    if len(chosen) != 1:
+        found = ", ".join(path.name for path in lists) or "none"
+        raise AudioError(f"{folder} must hold one .jsonl or .csv file, or one called metadata; found {found}.")
+    return chosen[0]
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise _not_a_record(path, number, error) from error
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        for row in reader:
+            if None in row or None in row.values():
+                error = ValueError(
+                    f"the header has {len(reader.fieldnames or ())} columns, and this line another number"
+                )
+                raise _not_a_record(path, reader.line_num, error)
+            given: dict[str, Any] = {name: value for name, value in row.items() if value != ""}
+            try:
+                given.update({name: json.loads(value) for name, value in given.items() if value.startswith("[")})
+            except ValueError as error:
+                raise _not_a_record(path, reader.line_num, error) from error
+            yield reader.line_num, given
+
+
+def _not_a_record(path: Path, number: int, error: Exception) -> AudioError:
+    return AudioError(f"{path}, line {number} is not a record with 'audio' and 'prompt': {error!r}")

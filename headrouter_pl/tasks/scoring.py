@@ -1,0 +1,219 @@
+"""Scores of samples of several tasks in one run: a row for each sample, and what the rows come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torchmetrics import Metric
+
+from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.tasks import TASKS, Task, get_task
+from headrouter_pl.tasks.metrics import Rows
+
+Batch = Mapping[str, Any]
+
+
+def batch_tasks(batch: Batch, default: Task) -> list[Task]:
+    """The task of each sample with inputs: ``batch["task_names"]``, or ``default`` where that is missing or empty."""
+    names = batch.get("task_names") or [""] * len(batch["keys"])
+    return [get_task(name) if name else default for name in names]
+
+
+def parse_batch(batch: Batch, texts: Sequence[str], default: Task) -> list[str | None]:
+    """The answer read out of each text."""
+    tasks, options = batch_tasks(batch, default), batch.get("options") or [()] * len(texts)
+    return [task.parse(text, given) for task, text, given in zip(tasks, texts, options, strict=True)]
+
+
+def score_batch(batch: Batch, texts: Sequence[str], default: Task) -> list[dict[str, Any]]:
+    """A row for each sample of a batch, those whose audio could not be used included.
+
+    Args:
+        batch: ``keys`` and ``answers``; may have ``task_names``, ``options``, ``cut_seconds`` and ``failures``.
+        texts: What the model said, for each key.
+        default: Task of samples that name none.
+
+    Returns:
+        Rows of ``key``, ``task``, ``text``, ``answer`` (None if unreadable), ``target``, ``score`` (0 to 100, of this
+        sample alone), ``cut_seconds`` and ``failure`` (None, or why there is no answer).
+    """
+    tasks, options = batch_tasks(batch, default), batch.get("options") or [()] * len(texts)
+    cut = batch.get("cut_seconds") or [0.0] * len(texts)
+    rows = [
+        _row(key, task, text, task.parse(text, given), _target(task, answer, given), seconds, None)
+        for key, task, text, answer, given, seconds in zip(
+            batch["keys"], tasks, texts, batch["answers"], options, cut, strict=True
+        )
+    ]
+    for failed in batch.get("failures") or ():
+        task = get_task(failed["task"]) if failed["task"] else default
+        target = _target(task, failed["answer"], failed["options"])
+        rows.append(_row(failed["key"], task, "", None, target, 0.0, failed["error"]))
+    return rows
+
+
+def _target(task: Task, answer: str, options: Sequence[str]) -> str:
+    parsed = task.parse(answer, options)
+    return answer if parsed is None else parsed
+
+
+def _row(
+    key: str, task: Task, text: str, answer: str | None, target: str, cut: float, failure: str | None
+) -> dict[str, Any]:
+    return {
+        "key": key, "task": task.name, "text": text, "answer": answer, "target": target,
+        "score": _score(_computed(task.metric(), [answer], [target])), "cut_seconds": cut, "failure": failure,
+    }  # fmt: skip
+
+
+class TaskScores(Rows):
+    """Scores of every task among the samples, the same on every process.
+
+    ``compute`` is fed each sample once: a distributed sampler repeats samples until all processes have as many, and a
+    sample of another process whose task and key were there already is left out. Metrics are computed over the rows of
+    all processes, so they need not be of a kind that adds up.
+
+    Args:
+        tasks: Tasks that are not in :data:`headrouter_pl.tasks.TASKS`.
+    """
+
+    def __init__(self, *tasks: Task) -> None:
+        super().__init__()
+        self.given = {task.name: task for task in tasks}
+
+    def update(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps rows of :func:`score_batch`."""
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        self.add([{**row, "rank": rank} for row in rows])
+
+    def compute(self) -> dict[str, Any]:
+        """``samples``: the rows, by task and key; and what :func:`summarize` says of them."""
+        seen: dict[tuple[str, str], int] = {}
+        rows = []
+        for row in self.rows():
+            rank = row.pop("rank")
+            if not row["key"] or seen.setdefault((row["task"], row["key"]), rank) == rank:
+                rows.append(row)
+        rows.sort(key=lambda row: (row["task"], row["key"]))
+        return {"samples": rows, **summarize(rows, self.given)}
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task] | None = None) -> dict[str, Any]:
+    """Results of the tasks among the rows.
+
+    Args:
+        rows: Of :func:`score_batch`, each sample once.
+        tasks: Tasks that are not in :data:`headrouter_pl.tasks.TASKS`, by name.
+
+    Returns:
+        ``tasks``: by name, ``n``, ``invalid`` (answers that could not be read), ``failed`` (no usable audio), ``cut``
+        (samples whose audio was cut) and ``cut_seconds``, the ``metric``'s name and ``value``, other metrics, and the
+        ``score`` from 0 to 100 (100 - value where lower is better). ``types`` and ``families``: mean score of their
+        tasks. ``average``: mean score of all tasks; ``average_by_sample``: weighted by ``n``.
+    """
+    found: dict[str, Any] = {}
+    order = {name: place for place, name in enumerate(TASKS)}
+    for name in sorted({row["task"] for row in rows}, key=lambda name: (order.get(name, len(order)), name)):
+        task = (tasks or {}).get(name) or get_task(name)
+        mine = [row for row in rows if row["task"] == name]
+        answers, targets = [row["answer"] for row in mine], [row["target"] for row in mine]
+        metric = _computed(task.metric(), answers, targets)
+        failed = sum(row["failure"] is not None for row in mine)
+        found[name] = {
+            "type": task.type,
+            "family": task.family,
+            "n": len(mine),
+            "invalid": sum(row["answer"] in (None, "") for row in mine) - failed,
+            "failed": failed,
+            "cut": sum(row["cut_seconds"] > 0 for row in mine),
+            "cut_seconds": sum(row["cut_seconds"] for row in mine),
+            "metric": type(metric).__name__,
+            "value": float(metric.compute()),
+            "score": _score(metric),
+            **{also: float(_computed(make(), answers, targets).compute()) for also, make in task.also.items()},
+        }
+    total = sum(result["n"] for result in found.values())
+    return {
+        "tasks": found,
+        "types": _means(found, "type"),
+        "families": _means(found, "family"),
+        "average": _mean([result["score"] for result in found.values()]),
+        "average_by_sample": sum(result["score"] * result["n"] for result in found.values()) / max(total, 1),
+    }
+
+
+def percent_of(results: Mapping[str, Any], unpruned: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores in percent of another run's: ``tasks``, ``families`` and ``average``, means of the tasks' percentages.
+
+    Tasks that the other run scored 0 in have none.
+
+    Raises:
+        ConfigurationError: If the other run is not of the same tasks and numbers of samples.
+    """
+    ours, theirs = results["tasks"], unpruned["tasks"]
+    wrong = [
+        f"{name}: {theirs.get(name, {}).get('n', 0)} samples, here {ours.get(name, {}).get('n', 0)}"
+        for name in {**ours, **theirs}
+        if name not in ours or name not in theirs or ours[name]["n"] != theirs[name]["n"]
+    ]
+    if wrong:
+        raise ConfigurationError(f"The unpruned run is of other samples ({'; '.join(wrong)}); give one of the same.")
+    # Of a score of 0, nothing is a percentage.
+    percent = {name: 100 * ours[name]["score"] / theirs[name]["score"] for name in ours if theirs[name]["score"] > 0}
+    families = {
+        family: _mean([percent[name] for name in percent if ours[name]["family"] == family])
+        for family in dict.fromkeys(ours[name]["family"] for name in percent)
+    }
+    return {"tasks": percent, "families": families, "average": _mean(list(percent.values())) if percent else None}
+
+
+def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Rows of cells: a task each, then the families and the averages; with percentages if ``results`` has them."""
+    percent = results.get("percent_of_unpruned")
+    rows = []
+    for name, result in results["tasks"].items():
+        rows.append(
+            {
+                "task": name, "type": result["type"], "n": str(result["n"]), "score": f"{result['score']:.1f}",
+                "metric": f"{result['metric']} {result['value']:.3f}",
+                "invalid": str(result["invalid"]), "failed": str(result["failed"]),
+                "cut": f"{result['cut']} ({result['cut_seconds']:.0f} s)" if result["cut"] else "0",
+            }
+        )  # fmt: skip
+        if percent:
+            rows[-1]["% of unpruned"] = _cell(percent["tasks"].get(name))
+    means = [(name, results["families"][name]) for name in ("semantic", "acoustic") if name in results["families"]]
+    means += [("average", results["average"]), ("average by sample", results["average_by_sample"])]
+    for name, score in means:
+        rows.append(dict.fromkeys(rows[0], "") | {"task": name, "score": f"{score:.1f}"})
+        if percent:
+            of = percent["average"] if name == "average" else percent["families"].get(name)
+            rows[-1]["% of unpruned"] = "" if name == "average by sample" else _cell(of)
+    return rows
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _computed(metric: Metric, answers: Sequence[str | None], targets: Sequence[str]) -> Metric:
+    # Nothing to gather: the rows are one sample's, or those of all processes already.
+    metric.distributed_available_fn = lambda: False
+    metric.update(answers, targets)
+    return metric
+
+
+def _score(metric: Metric) -> float:
+    value = float(metric.compute())
+    return 100 * (value if metric.higher_is_better else 1 - value)
+
+
+def _means(found: Mapping[str, Mapping[str, Any]], by: str) -> dict[str, float]:
+    groups = dict.fromkeys(result[by] for result in found.values())
+    return {group: _mean([r["score"] for r in found.values() if r[by] == group]) for group in groups}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)

@@ -1,0 +1,189 @@
+"""Lists of records in CSV, in folders and as datasets on disk, and records with tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from headrouter_pl.data import AudioBytes, AudioError, AudioPromptDataModule, read_audio, read_records
+from headrouter_pl.tasks import TASKS
+
+RATE = 8_000
+
+
+class Processor:
+    feature_extractor = SimpleNamespace(sampling_rate=RATE)
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> str:
+        return ""
+
+    def __call__(self, **_: Any) -> dict[str, Any]:
+        return {}
+
+
+def wave(path: Path, value: float = 0.5) -> Path:
+    soundfile.write(path, np.full(RATE // 4, value, dtype=np.float32), RATE, subtype="FLOAT")
+    return path
+
+
+class TestCSV:
+    def write(self, folder: Path, text: str, name: str = "list.csv") -> Path:
+        path = folder / name
+        path.write_text(text, encoding="utf-8-sig")
+        return path
+
+    def test_fields(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path,
+            'key,audio,prompt,answer,options\none,a.wav,"What, now?",,\n'
+            'two,"[""b.wav"", ""/c.wav""]",Which?,cat,"[""dog"", ""cat""]"\n,d.wav,"Zwei\nZeilen",7,\n',
+        )
+        one, two, three = read_records(path)
+        assert (one.audio, one.prompt, one.answer, one.key) == ([tmp_path / "a.wav"], "What, now?", "", "one")
+        assert two.audio == [tmp_path / "b.wav", Path("/c.wav")]
+        assert (two.answer, two.options) == ("B", ("dog", "cat"))
+        assert (three.prompt, three.answer, three.key) == ("Zwei\nZeilen", "7", "5")
+
+    @pytest.mark.parametrize(
+        ("line", "why"),
+        [
+            ("a.wav", "another number"),
+            ("a.wav,b,c", "another number"),
+            (",What?", "KeyError.*audio"),
+            ("a.wav,", "KeyError.*prompt"),
+            ('"[""a.wav""",What?', "JSONDecodeError"),
+            ("[],What?", "no audio"),
+        ],
+    )
+    def test_errors_name_the_line(self, tmp_path: Path, line: str, why: str) -> None:
+        path = self.write(tmp_path, f"audio,prompt\na.wav,What?\n{line}\n")
+        with pytest.raises(AudioError, match=rf"list.csv, line 3 is not a record.*{why}"):
+            read_records(path)
+
+    def test_columns_of_other_names(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "file,text\na.wav,it was\n")
+        (record,) = read_records(path, columns={"audio": "file", "answer": "text"}, task="transcription")
+        assert (record.answer, record.task, record.prompt) == ("it was", "transcription", "Transcribe the speech.")
+        with pytest.raises(AudioError, match=r"line 2.*KeyError.*sound"):
+            read_records(path, columns={"audio": "sound"}, task="transcription")
+
+
+class TestFolders:
+    def test_one_list_or_one_called_metadata(self, tmp_path: Path) -> None:
+        (tmp_path / "questions.csv").write_text("audio,prompt\na.wav,What?\n", encoding="utf-8")
+        assert read_records(tmp_path)[0].prompt == "What?"
+        (tmp_path / "metadata.jsonl").write_text('{"audio": "a.wav", "prompt": "Who?"}', encoding="utf-8")
+        assert read_records(tmp_path)[0].prompt == "Who?"
+
+    def test_none_or_several(self, tmp_path: Path) -> None:
+        with pytest.raises(AudioError, match=r"must hold one .jsonl or .csv.*found none"):
+            read_records(tmp_path)
+        for name in ("a.csv", "b.jsonl"):
+            (tmp_path / name).touch()
+        with pytest.raises(AudioError, match=r"found a.csv, b.jsonl"):
+            read_records(tmp_path)
+
+
+class TestTasks:
+    def read(self, folder: Path, row: dict[str, Any], task: str | None = None) -> Any:
+        path = folder / "list.jsonl"
+        path.write_text(json.dumps({"audio": "a.wav", **row}), encoding="utf-8")
+        return read_records(path, task=task)[0]
+
+    def test_a_task_frames_the_question(self, tmp_path: Path) -> None:
+        row = {"task": "audiomarathon-mc", "question": "Which genre?", "options": ["jazz", "rock"], "answer": "Rock"}
+        record = self.read(tmp_path, row, "question")
+        assert record.task == "audiomarathon-mc"
+        assert record.prompt == TASKS["audiomarathon-mc"].ask("Which genre?", ["jazz", "rock"])
+        assert "A. jazz\nB. rock" in record.prompt
+        assert record.answer == "B"
+
+    def test_options_of_the_task(self, tmp_path: Path) -> None:
+        record = self.read(tmp_path, {"answer": "Female"}, "audiomarathon-sgr")
+        assert (record.answer, record.options) == ("B", ("male", "female"))
+
+    def test_a_prompt_of_its_own_stays(self, tmp_path: Path) -> None:
+        assert self.read(tmp_path, {"prompt": "Mine?"}, "audiomarathon-sgr").prompt == "Mine?"
+
+    @pytest.mark.parametrize(
+        ("row", "why"),
+        [
+            ({"task": "sett", "prompt": "?"}, "UnknownNameError.*sett"),
+            ({"prompt": "?", "options": ["a dog", "a cat"], "answer": "a wolf"}, "a wolf.*neither a letter nor"),
+            ({"question": "?"}, "KeyError.*prompt"),
+        ],
+    )
+    def test_refused(self, tmp_path: Path, row: dict[str, Any], why: str) -> None:
+        with pytest.raises(AudioError, match=rf"line 1 is not a record.*{why}"):
+            self.read(tmp_path, row)
+
+
+def test_audio_in_memory(tmp_path: Path) -> None:
+    path = wave(tmp_path / "a.wav", 0.25)
+    read = read_audio(AudioBytes(path.read_bytes(), "shelf/a.wav"), RATE)
+    np.testing.assert_array_equal(read, read_audio(path, RATE))
+    with pytest.raises(AudioError, match=r"shelf/b.wav cannot be read as audio"):
+        read_audio(AudioBytes(b"no sound", "shelf/b.wav"))
+
+
+class TestDatasets:
+    @pytest.fixture
+    def datasets(self) -> Any:
+        return pytest.importorskip("datasets")
+
+    def save(self, datasets: Any, folder: Path, columns: dict[str, Any], **features: Any) -> Path:
+        data = datasets.Dataset.from_dict(columns)
+        for name, feature in features.items():
+            data = data.cast_column(name, feature)
+        data.save_to_disk(folder / "saved")
+        return folder / "saved"
+
+    def test_audio_in_the_dataset(self, tmp_path: Path, datasets: Any) -> None:
+        blobs = [{"bytes": wave(tmp_path / f"{i}.wav", 0.1 + i).read_bytes(), "path": f"{i}.wav"} for i in range(2)]
+        path = self.save(
+            datasets, tmp_path, {"sound": blobs, "text": ["it was", "so"]}, sound=datasets.Audio(decode=True)
+        )  # fmt: skip
+        records = read_records(path, columns={"audio": "sound", "answer": "text"}, task="transcription")
+        assert len(records) == 2
+        assert [(r.answer, r.key, r.prompt) for r in records] == [
+            ("it was", "0", "Transcribe the speech."), ("so", "1", "Transcribe the speech."),
+        ]  # fmt: skip
+        for i, record in enumerate(records):
+            (clip,) = record.clips(RATE)
+            np.testing.assert_allclose(clip, np.full(RATE // 4, 0.1 + i), rtol=1e-6)
+
+    def test_paths_classes_and_bad_audio(self, tmp_path: Path, datasets: Any) -> None:
+        path = self.save(
+            datasets, tmp_path,
+            {"audio": [str(wave(tmp_path / "a.wav")), "gone.wav"], "prompt": ["Which?"] * 2, "label": [1, 0]},
+            label=datasets.ClassLabel(names=["dog", "cat"]),
+        )  # fmt: skip
+        records = read_records(path, columns={"answer": "label"})
+        assert [record.answer for record in records] == ["cat", "dog"]
+        assert records[0].clips(RATE)[0].shape == (RATE // 4,)
+        with pytest.raises(AudioError, match=r"no audio file at .*saved.gone.wav"):
+            records[1].clips(RATE)
+
+    def test_as_validation_data(self, tmp_path: Path, datasets: Any) -> None:
+        path = self.save(
+            datasets, tmp_path, {"audio": [str(wave(tmp_path / "a.wav"))], "prompt": ["Q"], "answer": ["A"]}
+        )
+        (batch,) = AudioPromptDataModule(Processor(), validate=str(path), task="question").val_dataloader()
+        assert (batch["answers"], batch["task_names"], batch["failures"]) == (["A"], ["question"], [])
+
+    def test_refused(self, tmp_path: Path, datasets: Any) -> None:
+        path = self.save(datasets, tmp_path, {"sound": ["a.wav"], "prompt": ["Q"]})
+        with pytest.raises(AudioError, match=r"no column 'audio', but \['sound', 'prompt'\]"):
+            read_records(path)
+        records = read_records(path, columns={"audio": "sound", "answer": "text"})
+        with pytest.raises(AudioError, match=r"saved, line 0 is not a record.*KeyError.*text"):
+            records[0]
+        datasets.DatasetDict({"test": datasets.load_from_disk(str(path))}).save_to_disk(tmp_path / "splits")
+        with pytest.raises(AudioError, match=r"several splits; give one of .*splits/test"):
+            read_records(tmp_path / "splits")

@@ -1,0 +1,200 @@
+"""Scores of several tasks in one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from headrouter_pl.errors import ConfigurationError, UnknownNameError
+from headrouter_pl.tasks import TASKS, AnswerAccuracy, MacroF1, MeanWER, Task, read_answer
+from headrouter_pl.tasks.metrics import CorpusWER, StringMatch
+from headrouter_pl.tasks.scoring import TaskScores, percent_of, score_batch, summarize, table
+
+OPTIONS = ["dog", "cat", "rain"]
+BATCH: dict[str, Any] = {
+    "keys": ["1", "2", "3", "4"],
+    "answers": ["B", "C", "two words", "it was"],
+    "task_names": ["audiomarathon-sed", "audiomarathon-sed", "", "audiomarathon-asr"],
+    "options": [OPTIONS, OPTIONS, [], []],
+    "cut_seconds": [0.0, 2.5, 0.0, 0.0],
+    "failures": [
+        {"key": "5", "task": "audiomarathon-sed", "answer": "A", "options": OPTIONS, "error": "x.wav is silent"}
+    ],
+}
+TEXTS = ["a cat", "no idea", "Two words.", "It is"]
+
+
+def rows(batch: dict[str, Any] = BATCH, texts: list[str] = TEXTS) -> list[dict[str, Any]]:
+    return score_batch(batch, texts, TASKS["question"])
+
+
+class TestRows:
+    def test_each_sample_by_its_task(self) -> None:
+        found = rows()
+        assert [row["key"] for row in found] == ["1", "2", "3", "4", "5"]
+        assert [row["task"] for row in found] == [
+            "audiomarathon-sed", "audiomarathon-sed", "question", "audiomarathon-asr", "audiomarathon-sed",
+        ]  # fmt: skip
+        assert [row["answer"] for row in found] == ["B", None, "Two words", "it is", None]
+        assert [row["target"] for row in found] == ["B", "C", "two words", "it was", "A"]
+        assert [row["score"] for row in found] == [100, 0, 100, 50, 0]
+        assert [row["failure"] for row in found] == [None] * 4 + ["x.wav is silent"]
+        assert [row["cut_seconds"] for row in found] == [0, 2.5, 0, 0, 0]
+
+    def test_batches_that_name_no_task(self) -> None:
+        found = score_batch({"keys": ["a"], "answers": ["Yes"]}, ["yes"], TASKS["question"])
+        assert (found[0]["task"], found[0]["score"]) == ("question", 100)
+
+    def test_an_unknown_task(self) -> None:
+        with pytest.raises(UnknownNameError, match="'sett'"):
+            rows({**BATCH, "task_names": ["sett"] * 4})
+
+
+class TestSummary:
+    def test_counts_and_means(self) -> None:
+        found = summarize(rows())
+        sed = found["tasks"]["audiomarathon-sed"]
+        assert {name: sed[name] for name in ("n", "invalid", "failed", "cut", "cut_seconds", "type", "family")} == {
+            "n": 3, "invalid": 1, "failed": 1, "cut": 1, "cut_seconds": 2.5, "type": "sound", "family": "acoustic",
+        }  # fmt: skip
+        assert sed["metric"] == "MacroF1"
+        assert sed["score"] == pytest.approx(100 * (1 + 0 + 0) / 3)
+        assert sed["accuracy"] == pytest.approx(1 / 3)
+        asr = found["tasks"]["audiomarathon-asr"]
+        assert (asr["score"], asr["value"], asr["corpus_wer"]) == (50, 0.5, 0.5)
+        assert found["families"] == {"semantic": pytest.approx(75), "acoustic": pytest.approx(100 / 3)}
+        assert found["types"] == {"semantic": pytest.approx(75), "sound": pytest.approx(100 / 3)}
+        assert found["average"] == pytest.approx((100 / 3 + 50 + 100) / 3)
+        assert found["average_by_sample"] == pytest.approx((100 / 3 * 3 + 50 + 100) / 5)
+
+    def test_of_nothing(self) -> None:
+        assert summarize([]) == {"tasks": {}, "types": {}, "families": {}, "average": 0, "average_by_sample": 0}
+
+    def test_percent_of_an_unpruned_run(self) -> None:
+        unpruned = summarize(rows(texts=["cat", "rain", "Two words", "it was"]))
+        percent = percent_of(summarize(rows()), unpruned)
+        assert percent["tasks"] == {
+            "audiomarathon-asr": 50, "audiomarathon-sed": pytest.approx(50), "question": 100,
+        }  # fmt: skip
+        assert percent["average"] == pytest.approx(200 / 3)
+        assert percent["families"] == {"semantic": 75, "acoustic": pytest.approx(50)}
+
+    def test_of_a_score_of_zero_nothing_is_a_percentage(self) -> None:
+        unpruned = summarize(rows(texts=["", "", "Two words", "it was"]))
+        percent = percent_of(summarize(rows()), unpruned)
+        assert set(percent["tasks"]) == {"audiomarathon-asr", "question"}
+        shown = table({**summarize(rows()), "percent_of_unpruned": percent})
+        assert [row["% of unpruned"] for row in shown[:3]] == ["100.0", "50.0", "-"]
+
+    def test_another_number_of_samples(self) -> None:
+        with pytest.raises(
+            ConfigurationError, match=r"question: 0 samples, here 1; audiomarathon-sed: 2 samples, here 3"
+        ):
+            percent_of(summarize(rows()), summarize([row for row in rows() if row["key"] not in "35"]))
+
+    def test_table(self) -> None:
+        shown = table(summarize(rows()))
+        assert [row["task"] for row in shown] == [
+            "question", "audiomarathon-asr", "audiomarathon-sed", "semantic", "acoustic", "average",
+            "average by sample",
+        ]  # fmt: skip
+        assert shown[2] == {
+            "task": "audiomarathon-sed", "type": "sound", "n": "3", "score": "33.3", "metric": "MacroF1 0.333",
+            "invalid": "1", "failed": "1", "cut": "1 (2 s)",
+        }  # fmt: skip
+        assert len({tuple(row) for row in shown}) == 1
+
+
+class TestTaskScores:
+    def test_over_batches_and_after_a_reset(self) -> None:
+        scores = TaskScores()
+        for _ in range(2):
+            scores.update(rows()[:2])
+            scores.update(rows()[2:])
+            found = scores.compute()
+            assert [row["key"] for row in found["samples"]] == ["4", "1", "2", "5", "3"]  # by task
+            assert {name: found[name] for name in found if name != "samples"} == summarize(rows())
+            assert "rank" not in found["samples"][0]
+            scores.reset()
+
+    def test_a_sample_that_two_processes_have_counts_once(self) -> None:
+        scores = TaskScores()
+        for rank, given in enumerate((rows()[:2], rows()[:1], rows()[1:])):  # as gathered
+            scores.add([{**row, "rank": rank} for row in given])
+        scores._update_count = 1
+        assert len(scores.compute()["samples"]) == 5
+
+    def test_what_one_process_has_is_kept(self) -> None:
+        scores = TaskScores()
+        scores.update(rows()[:1])
+        scores.update(rows()[:1])
+        scores.update([{**rows()[0], "key": ""}, {**rows()[0], "key": ""}])
+        assert len(scores.compute()["samples"]) == 4
+
+    def test_a_task_of_ones_own(self) -> None:
+        mine = Task("mine", "sound", "What?", read_answer, AnswerAccuracy)
+        given = score_batch({"keys": ["a"], "answers": ["x"]}, ["x"], mine)
+        scores = TaskScores(mine)
+        scores.update(given)
+        assert scores.compute()["tasks"]["mine"]["score"] == 100
+        with pytest.raises(UnknownNameError):
+            summarize(given)
+
+    def test_moves_with_a_module_in_half_precision(self) -> None:
+        scores = TaskScores()
+        scores.update(rows())
+        torch.nn.ModuleList([scores]).to(torch.bfloat16)
+        assert len(scores.compute()["samples"]) == 5
+
+
+class TestMacroF1:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_equals_scikit_learn(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        targets = random.choice(list("abcd"), 40).tolist()
+        answers = random.choice(list("abcd"), 40).tolist()
+        metric = MacroF1()
+        metric.update(answers[:7], targets[:7])
+        metric.update(answers[7:], targets[7:])
+        assert metric.compute() == pytest.approx(f1_score(targets, answers, average="macro"))
+
+    def test_unreadable_answers_are_misses_and_no_class(self) -> None:
+        targets, answers = ["A", "A", "B", "B"], ["A", None, "B", None]
+        metric = MacroF1()
+        metric.update(answers, targets)
+        want = f1_score(targets, [a or "?" for a in answers], average="macro", labels=["A", "B"])
+        assert metric.compute() == pytest.approx(want) == pytest.approx(2 / 3)
+
+    def test_a_class_that_is_only_answered_counts_as_0(self) -> None:
+        metric = MacroF1()
+        metric.update(["A", "C"], ["A", "A"])
+        assert metric.compute() == pytest.approx((2 / 3 + 0) / 2)
+
+    def test_case_and_nothing(self) -> None:
+        metric = MacroF1()
+        assert metric.compute() == 0
+        metric.update(["a"], ["A"])
+        assert metric.compute() == 1
+        metric.reset()
+        metric.update([None], ["A"])
+        assert metric.compute() == 0
+
+
+def test_word_error_rates() -> None:
+    answers, targets = ["it is", None, "a b c d"], ["it was", "one two", "a"]
+    mean, corpus = MeanWER(), CorpusWER()
+    for metric in (mean, corpus):
+        metric.update(answers[:1], targets[:1])
+        metric.update(answers[1:], targets[1:])
+    assert mean.compute() == pytest.approx((0.5 + 1 + 3) / 3)
+    assert corpus.compute() == pytest.approx((1 + 2 + 3) / 5)
+
+
+def test_string_match() -> None:
+    metric = StringMatch()
+    metric.update(["It is a dog, twice!", "hotdog", None, "a dog"], ["A dog", "dog", "dog", "..."])
+    assert metric.compute() == 0.25
