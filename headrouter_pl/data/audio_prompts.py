@@ -56,7 +56,7 @@ class AudioPromptDataModule(L.LightningDataModule):
         test: Records = (),
         predict: Records = (),
         task: str | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         on_bad_audio: Literal["error", "report"] = "error",
         allow_silence: bool = False,
         system_prompt: str | None = None,

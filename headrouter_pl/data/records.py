@@ -48,7 +48,7 @@ class AudioPrompt:
 
 
 def read_records(
-    path: str | Path, *, columns: Mapping[str, str] | None = None, task: str | None = None
+    path: str | Path, *, columns: Mapping[str, str | None] | None = None, task: str | None = None
 ) -> Sequence[AudioPrompt]:
     """Reads records from a list on disk.
 
@@ -60,7 +60,7 @@ def read_records(
     Args:
         path: A JSONL file, of one object a line; a CSV file with a header; a folder that holds one such file, or one
             called ``metadata``; or a dataset that :mod:`datasets` saved to disk, whose audio is decoded by soundfile.
-        columns: What the list calls these fields, by the names above.
+        columns: What the list calls these fields, by the names above; None for one that means something else there.
         task: Name of the task of records that name none.
 
     Raises:
@@ -121,19 +121,19 @@ def make_record(row: Any, folder: Path, number: int, task: str | None = None) ->
 class DatasetRecords(Sequence[AudioPrompt]):
     """Records of a dataset on disk, read when they are asked for; see :func:`read_records`."""
 
-    def __init__(self, path: Path, columns: Mapping[str, str], task: str | None) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, str | None], task: str | None) -> None:
         try:
             import datasets
         except ImportError as error:
             raise AudioError(f"reading {path} needs datasets ({error}): pip install 'headrouter-pl[eval]'") from error
         data = datasets.load_from_disk(str(path))
-        audio = columns.get("audio", "audio")
+        audio = columns.get("audio") or "audio"
         if audio not in data.column_names:
             raise AudioError(f"{path} has no column {audio!r}, but {data.column_names}; name it with columns.")
         if isinstance(data.features[audio], datasets.Audio):
             data = data.cast_column(audio, datasets.Audio(decode=False))
         self.path, self.data, self.columns, self.task = path, data, columns, task
-        answer = data.features.get(columns.get("answer", "answer"))
+        answer = data.features.get(columns.get("answer", "answer") or "")
         self.classes = answer.names if isinstance(answer, datasets.ClassLabel) else None
 
     def __len__(self) -> int:
@@ -158,10 +158,11 @@ class DatasetRecords(Sequence[AudioPrompt]):
         return AudioBytes(value["bytes"], f"{self.path}: {name}") if value.get("bytes") else value["path"]
 
 
-def _renamed(row: Any, columns: Mapping[str, str]) -> Any:
+def _renamed(row: Any, columns: Mapping[str, str | None]) -> Any:
     if not columns or not isinstance(row, Mapping):
         return row
-    return {**row, **{ours: row[theirs] for ours, theirs in columns.items()}}
+    kept = {name: value for name, value in row.items() if name not in columns}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs is not None}
 
 
 def _list_in(folder: Path) -> Path:

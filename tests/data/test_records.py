@@ -66,6 +66,13 @@ class TestCSV:
         with pytest.raises(AudioError, match=rf"list.csv, line 3 is not a record.*{why}"):
             read_records(path)
 
+    def test_a_column_that_means_something_else(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "audio,prompt,task\na.wav,What?,homework\n")
+        with pytest.raises(AudioError, match=r"line 2.*homework"):
+            read_records(path)
+        (record,) = read_records(path, columns={"task": None})
+        assert (record.prompt, record.task) == ("What?", "")
+
     def test_columns_of_other_names(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, "file,text\na.wav,it was\n")
         (record,) = read_records(path, columns={"audio": "file", "answer": "text"}, task="transcription")

@@ -81,8 +81,8 @@ class PocketBenchmark:
     """The questions of one split, and where its audio is.
 
     Attributes:
-        folder: Holds the audio (FLAC, 16 kHz), ``items.jsonl`` (also readable by
-            :func:`headrouter_pl.data.read_records`), ``scenes.jsonl`` (where the clips stand in each audio) and
+        folder: Holds the audio (FLAC, 16 kHz), ``items.jsonl`` (:func:`headrouter_pl.data.read_records` reads it with
+            ``columns={"task": None, "options": None}``), ``scenes.jsonl`` (where the clips stand in each audio) and
             ``manifest.jsonl`` (the clips: label, licence, split, sha256).
         items: The questions; those of one audio follow each other.
     """

@@ -26,6 +26,7 @@ from headrouter_pl.data.pocket.windows import (
     FRAMES_PER_SECOND,
     EncodedWindows,
     draw_phrase_window,
+    draw_sentence_window,
     draw_sparse_window,
     draw_varied_window,
     draw_window,
@@ -145,6 +146,7 @@ class PocketDataModule(L.LightningDataModule):
         varied_windows: Further ones with clips played faster or slower.
         sparse_windows: Further ones with few clips, for whole windows only.
         phrase_windows: Further ones with phrases that synthetic voices say.
+        sentence_windows: Further ones with sentences to transcribe.
         validation_windows: Number to validate on, of clips held out.
         max_tokens: Tokens in a batch, padding included.
         noise: Of the training audios' encoder outputs, in standard deviations of each channel.
@@ -156,9 +158,10 @@ class PocketDataModule(L.LightningDataModule):
         self,
         stages: list[Stage],
         windows: int = 1400,
-        varied_windows: int = 500,
+        varied_windows: int = 1200,
         sparse_windows: int = 300,
         phrase_windows: int = 150,
+        sentence_windows: int = 500,
         validation_windows: int = 100,
         max_tokens: int = 1100,
         noise: float = 0.0,
@@ -173,6 +176,7 @@ class PocketDataModule(L.LightningDataModule):
                 draw_varied_window: varied_windows,
                 draw_sparse_window: sparse_windows,
                 draw_phrase_window: phrase_windows,
+                draw_sentence_window: sentence_windows,
             },
             "validation": {draw_window: validation_windows},
         }

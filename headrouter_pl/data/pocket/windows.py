@@ -88,6 +88,11 @@ def draw_phrase_window(rng: np.random.Generator, pools: Pools) -> Scene:
     return draw_window(rng, pools, {"spoken phrase": 1.0}, max_speed=1.25)
 
 
+def draw_sentence_window(rng: np.random.Generator, pools: Pools) -> Scene:
+    """Like :func:`draw_varied_window`, with whole sentences alone: what is said has to be written down."""
+    return draw_window(rng, pools, {"sentence": 0.7, "prompt": 0.3}, max_speed=1.2)
+
+
 def draw_sparse_window(rng: np.random.Generator, pools: Pools, weights: Mapping[str, float] = ROLE_WEIGHTS) -> Scene:
     """A window of 30 s with two to six clips, far apart, and quiet speech between, as long audio is."""
     names = [name for name in weights if name in pools.roles]

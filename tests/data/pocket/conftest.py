@@ -68,6 +68,11 @@ def labelled(split: str) -> Iterator[dict[str, str]]:
             content = named(f"{instrument} {take}", split, held_out)
             yield {"kind": "sound", "instrument": instrument, "content": content}
     yield {"kind": "background", "content": named("rain", split, held_out)}
+    if split == "train":
+        for voice in ("one", "two"):
+            phrase = named("phrase said by a machine", split, held_out)
+            labels = {"voice": f"synthetic/{voice}", "language": "English", "phrase": phrase, "text": phrase}
+            yield speech | labels | {"content": phrase, "english": phrase}
 
 
 def tones() -> list[Clip]:

@@ -14,7 +14,13 @@ from headrouter_pl.data.pocket.descriptions import DESCRIBE
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.pools import Pools
 from headrouter_pl.data.pocket.training import CurriculumSampler, PocketDataModule, Stage
-from headrouter_pl.data.pocket.windows import _SHARD, FRAMES_PER_SECOND, WINDOW_SECONDS, EncodedWindows
+from headrouter_pl.data.pocket.windows import (
+    _SHARD,
+    FRAMES_PER_SECOND,
+    WINDOW_SECONDS,
+    EncodedWindows,
+    draw_phrase_window,
+)
 
 FRAMES = round(WINDOW_SECONDS * FRAMES_PER_SECOND)
 STAGES = [Stage(30, (1, 2), questions=3), Stage(10, windows=2, questions=8)]
@@ -47,6 +53,8 @@ def data(tones_library: ClipLibrary, tmp_path: Path) -> PocketDataModule:
         windows=6,
         varied_windows=2,
         sparse_windows=2,
+        phrase_windows=2,
+        sentence_windows=2,
         validation_windows=3,
         max_tokens=1600,
         cache=str(tmp_path),
@@ -70,6 +78,14 @@ def test_windows_are_drawn_by_number(tones_library: ClipLibrary, tmp_path: Path)
         assert scene.seconds == WINDOW_SECONDS
         assert max(event.end for event in scene.events) <= WINDOW_SECONDS
         assert {tones_library.splits[event.clip] for event in scene.events} == {"train"}
+
+
+def test_phrase_windows_are_of_synthetic_voices_alone(tones_library: ClipLibrary) -> None:
+    scene = draw_phrase_window(np.random.default_rng(0), Pools.of(tones_library, "train"))
+    clips = [tones_library.clips[event.clip] for event in scene.events]
+    assert len(clips) > 10
+    assert {clip.voice for clip in clips} == {"synthetic/one", "synthetic/two"}
+    assert all(clip.phrase for clip in clips)
 
 
 def test_half_a_file_is_not_taken_for_a_window(tones_library: ClipLibrary, tmp_path: Path) -> None:
