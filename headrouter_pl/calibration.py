@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from headrouter_pl.pruning.prompts import PromptReader, Tokenizer
 from headrouter_pl.pruning.pruner import prune_layer
 from headrouter_pl.pruning.report import PruningReport
 from headrouter_pl.routers import JointRouter, PromptPrior, PromptRouter, Router
+from headrouter_pl.scorers import Probe
 
 __all__ = ["FITS", "METHODS", "CalibrationSums", "ProfileCalibrator", "SelfCalibration", "append_answers", "calibrate"]
 
@@ -153,19 +155,19 @@ class CalibrationSums:
         self,
         name: str,
         *,
-        layers: Sequence[int],
+        probe: Probe,
         metadata: Mapping[str, str],
         ridge: float = 1e-2,
-        pool: bool = False,
+        share: bool = False,
     ) -> HeadProfile:
         """Fits the profile.
 
         Args:
             name: What to call it.
-            layers: The probed layers.
+            probe: What was measured, at which layers.
             metadata: How and on what it was fitted.
             ridge: Added to the diagonal of the normal equations, as a share of its mean.
-            pool: Whether a type without samples takes the mean of all, instead of being refused.
+            share: Whether a type without samples takes the mean of all, instead of being refused.
 
         Raises:
             HeadRouterError: If the samples do not suffice.
@@ -173,7 +175,7 @@ class CalibrationSums:
         samples = self.tensors["samples"]
         counts = {kind: int(count) for kind, count in zip(self.types, samples.tolist(), strict=True)}
         listed = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-        if not samples.sum() or (not pool and not samples.all()):
+        if not samples.sum() or (not share and not samples.all()):
             raise HeadRouterError(
                 f"Calibration needs samples with audio of every type, got: {listed}. Add data of the missing types, or "
                 "name the types that there are."
@@ -182,7 +184,7 @@ class CalibrationSums:
         pooled = totals.sum(0) / samples.sum()
         centroids = torch.where(samples[:, None] > 0, totals / samples.clamp(min=1)[:, None], pooled)
         bandwidth = self._bandwidth(centroids)
-        if bandwidth is None and not pool:
+        if bandwidth is None and not share:
             raise HeadRouterError(f"Calibration needs two samples or more of every type, got: {listed}.")
         weights = self._weights(centroids, ridge)
         return HeadProfile(
@@ -192,7 +194,10 @@ class CalibrationSums:
             weights=weights.float(),
             centroids=None if bandwidth is None else centroids.float(),
             bandwidth=1.0 if bandwidth is None else bandwidth,
-            layers=tuple(layers),
+            layers=probe.layers,
+            queries=probe.queries,
+            rotary=probe.rotary,
+            pool=probe.pool,
             features="log" if self.fit == "signed" else "attention",
             metadata={**metadata, "samples": json.dumps(counts)},
         )
@@ -273,9 +278,12 @@ class ProfileCalibrator:
             on the logarithm of attention; for evidence also ``"mass"``, the mean attention on evidence above chance.
             ``"positive"`` if None.
         layer: The prune layer K that the profile is for; None for 2, or the lowest above it that the model allows.
-        layers: The probed layers, below K; None for the one right below.
+        layers: The probed layers, below K; None for the one right below. In a scout pass they may lie anywhere, see
+            :class:`headrouter_pl.scorers.Probe`, here and below.
         types: Names of the types, each with its family.
-        queries: See :class:`headrouter_pl.scorers.Probe`.
+        queries: Whose attention is measured.
+        rotary: Whether it is attention after the rotary embedding.
+        pool: Audio tokens a group of a scout pass to measure it in; None for the model's own pass.
         stretch: Audio tokens of a stretch, at most, for ``"utility"``.
         ridge: Added to the diagonal of the normal equations, as a share of its mean.
 
@@ -293,6 +301,8 @@ class ProfileCalibrator:
         layers: Sequence[int] | None = None,
         types: Mapping[str, str] = TYPES,
         queries: Literal["prompt", "last"] = "prompt",
+        rotary: bool = False,
+        pool: int | None = None,
         stretch: int = 25,
         ridge: float = 1e-2,
     ) -> None:
@@ -301,17 +311,20 @@ class ProfileCalibrator:
         self.method = method
         self.fit = fit if fit is not None else next(iter(FITS[method]), None)
         self.layer = prune_layer(self.handle, layer)
-        self.layers = (self.layer - 1,) if layers is None else tuple(sorted(layers))
-        if not self.layers or not 0 <= self.layers[0] <= self.layers[-1] < self.layer < self.handle.num_layers:
+        self.probe = Probe(rotary, queries, layers=None if layers is None else tuple(sorted(layers)), pool=pool)
+        self.layers = self.probe.resolve(self.layer, self.handle.num_layers)
+        limit = self.layer if pool is None else self.handle.num_layers
+        inside = bool(self.layers) and 0 <= self.layers[0] <= self.layers[-1] < limit
+        if not inside or self.layer >= self.handle.num_layers:
             raise ConfigurationError(
-                f"Probed layers {list(self.layers)} must lie below the prune layer {self.layer}, and that below the "
-                f"model's {self.handle.num_layers} layers."
+                f"Probed layers {list(self.layers)} must lie below layer {limit}, and the prune layer {self.layer} "
+                f"below the model's {self.handle.num_layers} layers."
             )
+        self.probe = replace(self.probe, layers=self.layers)
         heads = {self.handle.num_heads(index)[0] for index in self.layers}
         if len(heads) > 1 or len(set(self.layers)) < len(self.layers):
             raise ConfigurationError(f"Probed layers {list(self.layers)} must differ, and have as many heads each.")
         self.types = dict(types)
-        self.queries = queries
         self.stretch = stretch
         self.ridge = ridge
         self.sums = CalibrationSums(self.types, len(self.layers) * heads.pop(), self.fit)
@@ -323,7 +336,9 @@ class ProfileCalibrator:
             "method": self.method if self.fit is None else f"{self.method}, {self.fit}",
             "layer": str(self.layer),
             "probed_layers": json.dumps(self.layers),
-            "queries": self.queries,
+            "queries": self.probe.queries,
+            "rotary": json.dumps(self.probe.rotary),
+            "pool": json.dumps(self.probe.pool),
             "types": json.dumps(self.types),
             "version": __version__,
         }
@@ -352,7 +367,7 @@ class ProfileCalibrator:
                 raise HeadRouterError(f"{key}: type {kind!r} is none of {', '.join(self.types)}.")
         if self.method == "utility":
             _check_labels(inputs, keys)
-        measured = measure_attention(self.handle, inputs, self.layers, self.queries)
+        measured = measure_attention(self.handle, inputs, self.probe)
         if measured is None:
             return
         if len(measured.attention) != count:
@@ -410,7 +425,7 @@ class ProfileCalibrator:
         metadata = {**self.configuration(), **({"data": data} if data else {})}
         if self.fit in ("positive", "signed"):
             metadata["ridge"] = repr(self.ridge)
-        return self.sums.profile(name, layers=self.layers, metadata=metadata, ridge=self.ridge)
+        return self.sums.profile(name, probe=self.probe, metadata=metadata, ridge=self.ridge)
 
     def save_state(self, path: str | Path, done: int, data: str = "") -> None:
         """Writes what was measured so far; the file is replaced as a whole.
@@ -507,7 +522,7 @@ class SelfCalibration:
         """
         return ObservingEngine(
             self.handle,
-            (self.layer - 1,),
+            Probe(layers=(self.layer - 1,)),
             self._receive,
             prompts=PromptReader(tokenizer),
             report=PruningReport(self.blank),
@@ -531,7 +546,7 @@ class SelfCalibration:
         """The profile of what was measured."""
         metadata = {**fingerprint(self.handle, (self.layer - 1,)), "method": "selectivity of the first batches",
                     "layer": str(self.layer)}  # fmt: skip
-        return self.sums.profile("self", layers=(self.layer - 1,), metadata=metadata, pool=True)
+        return self.sums.profile("self", probe=Probe(layers=(self.layer - 1,)), metadata=metadata, share=True)
 
 
 def check_settings(

@@ -21,6 +21,7 @@ from headrouter_pl.calibration import CalibrationSums, ProfileCalibrator, append
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError
 from headrouter_pl.functional import selectivity
 from headrouter_pl.profiles import TYPES
+from headrouter_pl.scorers import HeadRouterScorer, Probe
 
 torch.set_num_threads(1)
 
@@ -52,7 +53,7 @@ def fitted(fit: str, count: int = 20, **options: Any) -> tuple[HeadProfile, Cali
         for kind in PLACE:
             attention, evidence = planted(kind, seed + 1000 * (kind == "sound"))
             sums.add_evidence(kind, sums.add(kind, attention), evidence)
-    return sums.profile("x", layers=(1,), metadata={}, **options), sums
+    return sums.profile("x", probe=Probe(layers=(1,)), metadata={}, **options), sums
 
 
 # The arithmetic
@@ -67,7 +68,7 @@ def test_selectivity_averages_and_spread() -> None:
         sums.add(kind, attention.float())
         mask = torch.ones(1, attention.shape[1], dtype=torch.bool)
         seen[kind].append(selectivity(attention.float().double(), mask).numpy())
-    profile = sums.profile("x", layers=(2,), metadata={"method": "selectivity"})
+    profile = sums.profile("x", probe=Probe(layers=(2,)), metadata={"method": "selectivity"})
     assert profile.centroids is not None
     assert profile.weights is not None
     for row, kind in enumerate(TYPES):
@@ -89,7 +90,7 @@ def test_bandwidth_counts_heads_that_vary_together_once() -> None:
         for kind in PLACE:
             alone.add(kind, attention)
             twice.add(kind, attention.expand(2, -1))
-    one, two = (sums.profile("x", layers=(0,), metadata={}).bandwidth for sums in (alone, twice))
+    one, two = (sums.profile("x", probe=Probe(layers=(0,)), metadata={}).bandwidth for sums in (alone, twice))
     assert two == pytest.approx(one * 2**0.5, rel=1e-6)
 
 
@@ -167,7 +168,7 @@ def test_utility_regresses_rises_on_the_means_of_stretches() -> None:
             bounds = [(i, i + 8) for i in range(0, 40, 8)]
             rises = torch.stack([attention[head, a:b].mean() for a, b in bounds]) * 3 + 1  # the mean does not matter
             sums.add_utility(kind, sums.add(kind, attention), bounds, rises)
-    profile = sums.profile("x", layers=(0,), metadata={}, ridge=1e-6)
+    profile = sums.profile("x", probe=Probe(layers=(0,)), metadata={}, ridge=1e-6)
     assert profile.weights is not None
     assert profile.weights.argmax(1).tolist() == [2, 0]
     assert profile.weights.max(1).values.min() > 0.95
@@ -185,7 +186,7 @@ def test_what_says_nothing_is_left_out() -> None:
         for seed in range(2):
             sums.add(kind, attention_of(3, 12, seed))
     with pytest.raises(HeadRouterError, match="No sample of type 'semantic' tells heads apart"):
-        sums.profile("x", layers=(0,), metadata={})
+        sums.profile("x", probe=Probe(layers=(0,)), metadata={})
 
 
 def test_heads_that_all_look_away() -> None:
@@ -195,7 +196,7 @@ def test_heads_that_all_look_away() -> None:
         for _ in range(2):
             sums.add_evidence(kind, sums.add(kind, (-evidence.double()).softmax(0)[None]), evidence)
     with pytest.raises(HeadRouterError, match=r"No head looks at what matters in samples of type 'semantic'.*signed"):
-        sums.profile("x", layers=(0,), metadata={})
+        sums.profile("x", probe=Probe(layers=(0,)), metadata={})
 
 
 @pytest.mark.parametrize("counts", [{"semantic": 5}, {}])
@@ -205,22 +206,22 @@ def test_one_type_alone_is_refused(counts: dict[str, int]) -> None:
         for seed in range(count):
             sums.add(kind, attention_of(3, 12, seed))
     with pytest.raises(HeadRouterError, match=f"every type, got: semantic {counts.get('semantic', 0)}, sound 0"):
-        sums.profile("x", layers=(0,), metadata={})
+        sums.profile("x", probe=Probe(layers=(0,)), metadata={})
 
 
 def test_one_type_alone_pooled() -> None:
     sums = CalibrationSums(PLACE, 3)
     for seed in range(5):
         sums.add("semantic", attention_of(3, 12, seed))
-    profile = sums.profile("x", layers=(0,), metadata={}, pool=True)
+    profile = sums.profile("x", probe=Probe(layers=(0,)), metadata={}, share=True)
     for tensor in (profile.weights, profile.centroids):
         assert tensor is not None
         assert torch.equal(tensor[0], tensor[1])
     alone = CalibrationSums(PLACE, 3)
     alone.add("sound", attention_of(3, 12, 0))
-    assert alone.profile("x", layers=(0,), metadata={}, pool=True).centroids is None
+    assert alone.profile("x", probe=Probe(layers=(0,)), metadata={}, share=True).centroids is None
     with pytest.raises(HeadRouterError, match="samples with audio of every type"):
-        CalibrationSums(PLACE, 3).profile("x", layers=(0,), metadata={}, pool=True)
+        CalibrationSums(PLACE, 3).profile("x", probe=Probe(layers=(0,)), metadata={}, share=True)
 
 
 def test_one_sample_of_each_type_has_no_spread() -> None:
@@ -228,7 +229,7 @@ def test_one_sample_of_each_type_has_no_spread() -> None:
     for seed, kind in enumerate(PLACE):
         sums.add(kind, attention_of(3, 12, seed))
     with pytest.raises(HeadRouterError, match="two samples or more"):
-        sums.profile("x", layers=(0,), metadata={})
+        sums.profile("x", probe=Probe(layers=(0,)), metadata={})
 
 
 # On models
@@ -257,6 +258,7 @@ SETTINGS = [
     {"method": "evidence", "fit": "mass"},
     {"method": "utility", "stretch": 6},
     {"method": "utility", "fit": "signed", "stretch": 6, "queries": "last"},
+    {"method": "evidence", "fit": "signed", "layers": [2, 3], "pool": 3, "rotary": True, "queries": "last"},
 ]
 
 
@@ -285,6 +287,9 @@ def test_profiles_are_fitted_saved_and_used(settings: dict[str, Any], tmp_path: 
     pruner = AudioTokenPruner(
         0.3, layer=settings.get("layer", 2), profile=str(tmp_path / "mine.safetensors"), router="selectivity"
     )
+    scorer = HeadRouterScorer(str(tmp_path / "mine.safetensors"))
+    asked = {name: settings.get(name, default) for name, default in {"queries": "prompt", "rotary": False}.items()}
+    assert scorer.probe == Probe(**asked, layers=layers, pool=settings.get("pool"))
     with torch.no_grad(), pruner(model) as report:
         model(**{name: value for name, value in data[0]["inputs"].items() if name != "labels"})
     assert [len(sample.kept) for sample in report.samples] == [6, 3]
@@ -493,11 +498,12 @@ def test_other_bad_batches() -> None:
         ({"types": {"a": "b", "c": "acoustic"}}, "two names or more"),
         ({"stretch": 0}, "stretch must be at least 1"),
         ({"ridge": 0.0}, "ridge positive"),
-        ({"layers": [2]}, "below the prune layer 2"),
-        ({"layers": []}, "below the prune layer 2"),
-        ({"layers": [-1, 0]}, "below the prune layer 2"),
+        ({"layers": [2]}, "below layer 2"),
+        ({"layers": []}, "below layer 2"),
+        ({"layers": [-1, 0]}, "below layer 2"),
         ({"layers": [1, 1]}, "must differ"),
         ({"layer": 4, "layers": [1]}, "below the model's 4 layers"),
+        ({"layers": [4], "pool": 2}, "below layer 4"),
     ],
 )
 def test_refused_settings(settings: dict[str, Any], message: str) -> None:

@@ -41,6 +41,8 @@ class ProfileCalibration(Callback):
         layers: The probed layers.
         types: Names of the types, each with its family.
         queries: Whose attention is measured.
+        rotary: Whether it is attention after the rotary embedding.
+        pool: Audio tokens a group of a scout pass to measure it in; None for the model's own pass.
         stretch: Audio tokens of a stretch, at most.
         ridge: Regularisation.
         name: What to call the profile; the name of the file if None.
@@ -60,6 +62,8 @@ class ProfileCalibration(Callback):
         layers: Sequence[int] | None = None,
         types: Mapping[str, str] = TYPES,
         queries: Literal["prompt", "last"] = "prompt",
+        rotary: bool = False,
+        pool: int | None = None,
         stretch: int = 25,
         ridge: float = 1e-2,
         name: str | None = None,
@@ -69,7 +73,7 @@ class ProfileCalibration(Callback):
         self.path = Path(path)
         self.settings: dict[str, Any] = {
             "method": method, "fit": fit, "layer": layer, "layers": layers, "types": types, "queries": queries,
-            "stretch": stretch, "ridge": ridge,
+            "rotary": rotary, "pool": pool, "stretch": stretch, "ridge": ridge,
         }  # fmt: skip
         self.name = self.path.stem if name is None else name
         self.data = data

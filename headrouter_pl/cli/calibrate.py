@@ -28,6 +28,8 @@ def calibrate(
     layers: list[int] | None = None,
     types: dict[str, str] | None = None,
     queries: Literal["prompt", "last"] = "prompt",
+    rotary: bool = False,
+    pool: int | None = None,
     stretch: int = 25,
     ridge: float = 1e-2,
     dtype: str = "float32",
@@ -48,10 +50,13 @@ def calibrate(
             output of the settings below, and starts anew after a stop.
         fit: For the latter two "positive" (the default) or "signed", for evidence also "mass".
         layer: The prune layer K; 2 by default.
-        layers: The probed layers, below K; the one right below by default.
+        layers: The probed layers, below K; the one right below by default. With pool anywhere, and the last of the
+            first 73 % of the depth by default.
         types: Types, each with its family; semantic, sound and voice by default. Types that are named like the
             families take all questions of theirs.
         queries: "prompt" averages over the question's tokens, "last" takes the last.
+        rotary: Whether attention is measured after the rotary embedding.
+        pool: Audio tokens a group of a scout pass to measure it in, for a profile that is used with such a pass.
         stretch: Audio tokens that are dropped at once for "utility"; a second has 25.
         ridge: Regularisation.
         dtype: Of the weights, as torch names it.
@@ -90,7 +95,8 @@ def calibrate(
             return
         profile = calibration.calibrate(
             model, batches, name=Path(output).stem, data=data, state=f"{output}.state", method=method, fit=fit,
-            layer=layer, layers=layers, types=types, queries=queries, stretch=stretch, ridge=ridge,
+            layer=layer, layers=layers, types=types, queries=queries, rotary=rotary, pool=pool, stretch=stretch,
+            ridge=ridge,
         )  # fmt: skip
     finally:
         batches.close()

@@ -17,8 +17,8 @@ from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, unknown_
 TYPES: dict[str, str] = {"semantic": "semantic", "sound": "acoustic", "voice": "acoustic"}
 """Default task types, each with its family."""
 
-FORMAT = "headrouter-profile-2"
-READABLE = ("headrouter-profile-1", FORMAT)  # the first knew no features
+FORMAT = "headrouter-profile-3"
+READABLE = ("headrouter-profile-1", "headrouter-profile-2", FORMAT)  # the first knew no features, the second no pool
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,10 @@ class HeadProfile:
             audio then says nothing about the type.
         bandwidth: Sigma of the Gaussian gates, in units of selectivity.
         layers: The probed decoder layers; None for the layer below the prune layer, whichever that is.
+        queries: Whose attention the weights are for, ``"prompt"`` or ``"last"``; see
+            :class:`headrouter_pl.scorers.Probe`, here and below.
+        rotary: Whether it is attention after the rotary embedding.
+        pool: Audio tokens a group of the scout pass that it is measured in; None for the model's own pass.
         weighting: ``"type"`` for the weights above, ``"selectivity"`` to weight each head by its own selectivity on
             the sample at hand.
         features: What the weights multiply: each head's ``"attention"`` a, or ``"log"``,
@@ -51,6 +55,9 @@ class HeadProfile:
     centroids: Tensor | None = None
     bandwidth: float = 0.1
     layers: tuple[int, ...] | None = None
+    queries: Literal["prompt", "last"] = "prompt"
+    rotary: bool = False
+    pool: int | None = None
     weighting: Literal["type", "selectivity"] = "type"
     features: Literal["attention", "log"] = "attention"
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +71,10 @@ class HeadProfile:
             raise HeadRouterError(f"Families are 'semantic' and 'acoustic', got {', '.join(sorted(unknown))}.")
         if not self.bandwidth > 0:
             raise HeadRouterError(f"A profile's bandwidth must be positive, got {self.bandwidth}.")
+        if self.queries not in ("prompt", "last"):
+            raise HeadRouterError(f"A profile's queries are 'prompt' or 'last', got {self.queries!r}.")
+        if self.pool is not None and not (isinstance(self.pool, int) and self.pool >= 1):
+            raise HeadRouterError(f"A profile's pool is a number of tokens, at least 1, or None, got {self.pool!r}.")
         if self.weighting not in ("type", "selectivity"):
             raise HeadRouterError(f"A profile's weighting is 'type' or 'selectivity', got {self.weighting!r}.")
         if self.features not in ("attention", "log"):
@@ -140,6 +151,9 @@ class HeadProfile:
             "families": json.dumps(self.families),
             "bandwidth": repr(float(self.bandwidth)),
             "layers": json.dumps(self.layers),
+            "queries": self.queries,
+            "rotary": json.dumps(self.rotary),
+            "pool": json.dumps(self.pool),
             "weighting": self.weighting,
             "features": self.features,
             "metadata": json.dumps(dict(self.metadata), sort_keys=True),
@@ -188,6 +202,9 @@ class HeadProfile:
                 "families": tuple(json.loads(header["families"])),
                 "bandwidth": float(header["bandwidth"]),
                 "layers": None if layers is None else tuple(layers),
+                "queries": header.get("queries", "prompt"),
+                "rotary": json.loads(header.get("rotary", "false")),
+                "pool": json.loads(header.get("pool", "null")),
                 "weighting": header["weighting"],
                 "features": header.get("features", "attention"),
                 "metadata": json.loads(header["metadata"]),

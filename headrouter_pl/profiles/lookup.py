@@ -43,13 +43,14 @@ def find_shipped(handle: LalmHandle, layer: int, folder: Path | None = None) -> 
         folder: Where to look; :data:`SHIPPED_FOLDER` if None.
 
     Returns:
-        The first profile, by file name, of the model's :func:`fingerprint` that was fitted right below layer K; None
-        where there is none.
+        The first profile, by file name, of the model's :func:`fingerprint` that was fitted for layer K: right below it,
+        or in a scout pass before it; None where there is none.
     """
     for path in sorted((SHIPPED_FOLDER if folder is None else folder).glob("*.safetensors")):
         profile = HeadProfile.load(path)
         layers = profile.layers
-        if layers and max(layers) == layer - 1 < handle.num_layers:
+        fits = profile.metadata.get("layer") == str(layer) if profile.pool else max(layers or [-1]) == layer - 1
+        if layers and fits and max(layers) < handle.num_layers:
             wanted = fingerprint(handle, layers)
             if wanted.items() <= profile.metadata.items():
                 return profile

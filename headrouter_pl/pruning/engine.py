@@ -305,7 +305,7 @@ class PruningEngine:
         counts = keep_counts(layout.seen, keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
         forward.layout, forward.past = layout, past
         forward.counts = torch.maximum(counts, layout.required.sum(1))
-        forward.probing = self.pool is None and forward.drops
+        forward.probing = self.pool is None and self._measures(forward)
         if self.scorer.needs_prompts and self.prompts is not None and ids is not None:
             forward.prompts = self.prompts.read(ids, layout)
 
@@ -313,6 +313,10 @@ class PruningEngine:
         forward = FORWARD.get()
         if forward is not None and forward.engine is self and forward.module is module:
             FORWARD.set(forward.outer)
+
+    def _measures(self, forward: Forward) -> bool:
+        """Whether the scorer's inputs are wanted of a prefill with audio."""
+        return forward.drops
 
     # At the probe layers
 
@@ -413,7 +417,7 @@ class PruningEngine:
 
     def _read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         forward = self._current()
-        if forward is None or forward.layout is None or not forward.drops:
+        if forward is None or forward.layout is None or not self._measures(forward):
             return
         given = self._bind(args, kwargs)
         self._check_length(forward, given["hidden_states"])

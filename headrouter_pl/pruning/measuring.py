@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,9 +51,9 @@ class ObservingEngine(PruningEngine):
 
     Args:
         handle: The model.
-        layers: The probed layers.
-        receive: Called with what was measured, once a prefill, before the layers above run.
-        queries: See :class:`headrouter_pl.scorers.Probe`.
+        probe: What is measured, at which layers.
+        receive: Called with what was measured, once a prefill, before the layers above the probed ones run; after a
+            scout pass, above layer 0.
         prompts: Turns token ids into prompt texts; None where they are not wanted.
         report: Where each prefill is recorded, as one that keeps all tokens.
     """
@@ -61,17 +61,17 @@ class ObservingEngine(PruningEngine):
     def __init__(
         self,
         handle: LalmHandle,
-        layers: Sequence[int],
+        probe: Probe,
         receive: Callable[[Measured], None],
         *,
-        queries: Literal["prompt", "last"] = "prompt",
         prompts: PromptReader | None = None,
         report: PruningReport | None = None,
     ) -> None:
+        above = 1 if probe.pool is not None else max(probe.layers or (0,)) + 1
         super().__init__(
             handle,
-            _Unscored(Probe(queries=queries, layers=tuple(layers)), prompts is not None),
-            layer=max(max(layers) + 1, handle.lowest_layer),
+            _Unscored(probe, prompts is not None),
+            layer=max(above, handle.lowest_layer),
             keep_ratio=1.0,
             keep_tokens=None,
             report=PruningReport() if report is None else report,
@@ -79,15 +79,15 @@ class ObservingEngine(PruningEngine):
         )
         self.receive = receive
 
-    def _lay_out(self, forward: Forward, input_ids: Tensor | None, batch: int, given: Mapping[str, Any]) -> None:
-        super()._lay_out(forward, input_ids, batch, given)
-        forward.probing = forward.layout is not None  # although nothing is dropped
+    def _measures(self, forward: Forward) -> bool:
+        return True  # although nothing is dropped
 
     def _choose(self, forward: Forward, hidden: Tensor) -> Rows | None:
         rows = super()._choose(forward, hidden)
         assert forward.layout is not None
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            attention = self._attention(forward)
+            attention = self._attention(forward) if self.pool is None else forward.attention
+        forward.attention = None
         assert attention is not None
         self.receive(Measured(attention, forward.layout.audio_valid.to(attention.device), forward.prompts))
         return rows
@@ -101,16 +101,14 @@ class _Enough(Exception):  # noqa: N818 (not an error)
 def measure_attention(
     handle: LalmHandle,
     inputs: Mapping[str, Any],
-    layers: Sequence[int],
-    queries: Literal["prompt", "last"] = "prompt",
+    probe: Probe,
 ) -> Measured | None:
-    """Probe attention of one batch; the layers above the probed ones are not run.
+    """Probe attention of one batch; the model's own pass ends where it is measured.
 
     Args:
         handle: The model.
         inputs: What its forward takes.
-        layers: The probed layers.
-        queries: See :class:`headrouter_pl.scorers.Probe`.
+        probe: What is measured, at which layers.
 
     Returns:
         What was measured, or None for a batch without audio.
@@ -121,7 +119,7 @@ def measure_attention(
         found.append(measured)
         raise _Enough
 
-    engine = ObservingEngine(handle, layers, receive, queries=queries)
+    engine = ObservingEngine(handle, probe, receive)
     engine.attach()
     try:
         handle.model(**inputs, use_cache=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
@@ -26,20 +25,22 @@ class HeadRouterScorer(Scorer):
         profile: A :class:`HeadProfile`, its name or path, or ``"auto"`` for the one shipped for the model and prune
             layer, where there is one, else ``"generic"``.
         router: A name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted :class:`PromptRouter`.
-        queries: ``"prompt"`` averages over the question's tokens (this project's choice), ``"last"`` takes the last.
+        queries: ``"prompt"`` averages over the question's tokens (this project's choice), ``"last"`` takes the last;
+            None for those that the profile was fitted on.
     """
 
     def __init__(
         self,
         profile: str | HeadProfile = "auto",
         router: str | Router | PromptRouter = "joint",
-        queries: Literal["prompt", "last"] = "prompt",
+        queries: Literal["prompt", "last"] | None = None,
     ) -> None:
         self._auto = isinstance(profile, str) and profile == "auto"
         name = "generic" if self._auto else profile
         self.profile = name if isinstance(name, HeadProfile) else HeadProfile.load(name)
         self.router = get_router(router)
-        self.probe: Probe = Probe(queries=queries, layers=self.profile.layers)
+        self.queries = queries
+        self.probe: Probe = _probe_of(self.profile, queries)
         self.needs_prompts = self.router.needs_prompts
 
     def for_model(self, handle: LalmHandle, layer: int) -> Scorer:
@@ -48,7 +49,7 @@ class HeadRouterScorer(Scorer):
         if found is None:
             return self
         chosen = copy.copy(self)
-        chosen.profile, chosen.probe = found, replace(self.probe, layers=found.layers)
+        chosen.profile, chosen.probe = found, _probe_of(found, self.queries)
         return chosen
 
     def bind(self, handle: LalmHandle, layers: Sequence[int]) -> None:
@@ -68,3 +69,8 @@ class HeadRouterScorer(Scorer):
         if self.profile.features == "log":
             features = log_attention(features, inputs.audio_mask[:, None])
         return token_importance(features, inputs.head_weights)
+
+
+def _probe_of(profile: HeadProfile, queries: Literal["prompt", "last"] | None) -> Probe:
+    """The attention that a profile's weights are for."""
+    return Probe(profile.rotary, queries or profile.queries, layers=profile.layers, pool=profile.pool)

@@ -22,6 +22,7 @@ from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNam
 from headrouter_pl.models import find_lalm
 from headrouter_pl.pruning.measuring import measure_attention
 from headrouter_pl.routers import PromptRouter, SelectivityRouter
+from headrouter_pl.scorers import Probe
 
 torch.set_num_threads(1)
 
@@ -220,11 +221,11 @@ def measured_by_hand(count: int) -> HeadProfile:
     router = PromptRouter.default()
     sums = CalibrationSums({str(name): router.families_[name] for name in router.types_}, tiny.HEADS)
     for batch in batches()[:count]:
-        measured = measure_attention(handle, batch["inputs"], (1,))
+        measured = measure_attention(handle, batch["inputs"], Probe(layers=(1,)))
         assert measured is not None
         for row, ids in enumerate(batch["inputs"]["input_ids"]):
             sums.add(kind_of(int(ids[-1])), measured.attention[row, :, measured.audio_mask[row]])
-    return sums.profile("self", layers=(1,), metadata={}, pool=True)
+    return sums.profile("self", probe=Probe(layers=(1,)), metadata={}, share=True)
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])

@@ -24,8 +24,8 @@ CLIPS = [[20], [9]]
 
 
 class Capture(Scorer):
-    def __init__(self, layers: tuple[int, ...]) -> None:
-        self.probe = Probe(layers=layers)
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
         self.seen: list[Tensor] = []
 
     def score(self, inputs: ScoringInputs) -> Tensor:
@@ -47,7 +47,7 @@ def test_measured_is_what_a_scorer_sees(name: str) -> None:
     handle = find_lalm(model)
     batch = tiny.inputs(name, model, CLIPS)
     layers = (0, 1) if handle.num_heads(0)[0] == handle.num_heads(1)[0] else (1,)
-    scorer = Capture(layers)
+    scorer = Capture(Probe(layers=layers))
     with torch.no_grad(), AudioTokenPruner(0.5, layer=max(2, handle.lowest_layer), scorer=scorer)(model):
         handle.model(**batch, use_cache=False)
     before = hooks_of(model)
@@ -56,7 +56,7 @@ def test_measured_is_what_a_scorer_sees(name: str) -> None:
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
         for index, layer in enumerate(handle.layers)
     ]
-    measured = measure_attention(handle, batch, layers)
+    measured = measure_attention(handle, batch, Probe(layers=layers))
     for hook in watch:
         hook.remove()
     assert measured is not None
@@ -70,26 +70,49 @@ def test_measured_is_what_a_scorer_sees(name: str) -> None:
     assert torch.equal(scorer.seen[0], scorer.seen[1])
 
 
+@pytest.mark.parametrize("name", ["qwen2_audio", "audioflamingo3"])
+def test_a_scout_pass_is_measured_before_the_models_own(name: str) -> None:
+    model = tiny.build(name, num_layers=6)
+    handle = find_lalm(model)
+    batch = tiny.inputs(name, model, CLIPS)
+    scorer = Capture(Probe(rotary=True, queries="last", layers=(3, 4), pool=4))
+    with torch.no_grad(), AudioTokenPruner(0.5, layer=1, scorer=scorer)(model):
+        handle.model(**batch, use_cache=False)
+    ran: list[int] = []
+    watch = [
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+        for index, layer in enumerate(handle.layers)
+    ]
+    before = hooks_of(model)
+    measured = measure_attention(handle, batch, scorer.probe)
+    assert hooks_of(model) == before
+    for hook in watch:
+        hook.remove()
+    assert measured is not None
+    assert torch.equal(measured.attention, scorer.seen[0])
+    assert ran == [0]
+
+
 def test_answers_are_no_queries() -> None:
     model = tiny.build("qwen2_audio")
     batch = tiny.inputs("qwen2_audio", model, CLIPS)
     labels = torch.full_like(batch["input_ids"], -100)
     labels[:, -2:] = batch["input_ids"][:, -2:]
     handle = find_lalm(model)
-    measured = measure_attention(handle, {**batch, "labels": labels}, (1,))
+    measured = measure_attention(handle, {**batch, "labels": labels}, Probe(layers=(1,)))
     short = {name: value[:, :-2] if value.shape == labels.shape else value for name, value in batch.items()}
-    alone = measure_attention(handle, short, (1,))
+    alone = measure_attention(handle, short, Probe(layers=(1,)))
     assert measured is not None
     assert alone is not None
     torch.testing.assert_close(measured.attention, alone.attention)
-    other = measure_attention(handle, batch, (1,))
+    other = measure_attention(handle, batch, Probe(layers=(1,)))
     assert other is not None
     assert not torch.allclose(measured.attention, other.attention)
 
 
 def test_without_audio_nothing_is_measured() -> None:
     model = tiny.build("qwen2_audio")
-    assert measure_attention(find_lalm(model), tiny.inputs("qwen2_audio", model, [[]]), (1,)) is None
+    assert measure_attention(find_lalm(model), tiny.inputs("qwen2_audio", model, [[]]), Probe(layers=(1,))) is None
 
 
 def test_observing_changes_no_bit() -> None:
@@ -101,7 +124,7 @@ def test_observing_changes_no_bit() -> None:
 
     plain = generate()
     found: list[Measured] = []
-    engine = ObservingEngine(find_lalm(model), (0, 2), found.append)
+    engine = ObservingEngine(find_lalm(model), Probe(layers=(0, 2)), found.append)
     engine.attach()
     observed = generate()
     engine.detach()
