@@ -284,6 +284,7 @@ class ProfileCalibrator:
         queries: Whose attention is measured.
         rotary: Whether it is attention after the rotary embedding.
         pool: Audio tokens a group of a scout pass to measure it in; None for the model's own pass.
+        smoothing: Neighbours on each side that scores are to be averaged over; it changes nothing that is fitted.
         stretch: Audio tokens of a stretch, at most, for ``"utility"``.
         ridge: Added to the diagonal of the normal equations, as a share of its mean.
 
@@ -303,10 +304,11 @@ class ProfileCalibrator:
         queries: Literal["prompt", "last"] = "prompt",
         rotary: bool = False,
         pool: int | None = None,
+        smoothing: int = 0,
         stretch: int = 25,
         ridge: float = 1e-2,
     ) -> None:
-        check_settings(method, fit, types, stretch, ridge)
+        check_settings(method, fit, types, stretch, ridge, smoothing)
         self.handle = find_lalm(model)
         self.method = method
         self.fit = fit if fit is not None else next(iter(FITS[method]), None)
@@ -321,6 +323,7 @@ class ProfileCalibrator:
                 f"below the model's {self.handle.num_layers} layers."
             )
         self.probe = replace(self.probe, layers=self.layers)
+        self.smoothing = smoothing
         heads = {self.handle.num_heads(index)[0] for index in self.layers}
         if len(heads) > 1 or len(set(self.layers)) < len(self.layers):
             raise ConfigurationError(f"Probed layers {list(self.layers)} must differ, and have as many heads each.")
@@ -339,6 +342,7 @@ class ProfileCalibrator:
             "queries": self.probe.queries,
             "rotary": json.dumps(self.probe.rotary),
             "pool": json.dumps(self.probe.pool),
+            "smoothing": str(self.smoothing),
             "types": json.dumps(self.types),
             "version": __version__,
         }
@@ -425,7 +429,8 @@ class ProfileCalibrator:
         metadata = {**self.configuration(), **({"data": data} if data else {})}
         if self.fit in ("positive", "signed"):
             metadata["ridge"] = repr(self.ridge)
-        return self.sums.profile(name, probe=self.probe, metadata=metadata, ridge=self.ridge)
+        profile = self.sums.profile(name, probe=self.probe, metadata=metadata, ridge=self.ridge)
+        return replace(profile, smoothing=self.smoothing)
 
     def save_state(self, path: str | Path, done: int, data: str = "") -> None:
         """Writes what was measured so far; the file is replaced as a whole.
@@ -550,7 +555,12 @@ class SelfCalibration:
 
 
 def check_settings(
-    method: str, fit: str | None, types: Mapping[str, str], stretch: int = 25, ridge: float = 1e-2
+    method: str,
+    fit: str | None,
+    types: Mapping[str, str],
+    stretch: int = 25,
+    ridge: float = 1e-2,
+    smoothing: int = 0,
 ) -> None:
     """Refuses settings of :class:`ProfileCalibrator` that do not go together, before there is a model.
 
@@ -567,8 +577,11 @@ def check_settings(
         raise ConfigurationError(
             f"types must be two names or more, each with its family, 'semantic' or 'acoustic', got {dict(types)}."
         )
-    if stretch < 1 or not ridge > 0:
-        raise ConfigurationError(f"stretch must be at least 1 and ridge positive, got {stretch} and {ridge}.")
+    if stretch < 1 or not ridge > 0 or smoothing < 0:
+        raise ConfigurationError(
+            f"stretch must be at least 1, ridge positive and smoothing not negative, got {stretch}, {ridge} and "
+            f"{smoothing}."
+        )
 
 
 def calibrate(

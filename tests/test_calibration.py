@@ -258,7 +258,7 @@ SETTINGS = [
     {"method": "evidence", "fit": "mass"},
     {"method": "utility", "stretch": 6},
     {"method": "utility", "fit": "signed", "stretch": 6, "queries": "last"},
-    {"method": "evidence", "fit": "signed", "layers": [2, 3], "pool": 3, "rotary": True, "queries": "last"},
+    {"method": "evidence", "layers": [2, 3], "pool": 3, "rotary": True, "queries": "last", "smoothing": 2},
 ]
 
 
@@ -276,6 +276,7 @@ def test_profiles_are_fitted_saved_and_used(settings: dict[str, Any], tmp_path: 
     again = run(model, data, **settings)
     layers = tuple(settings.get("layers", (1,)))
     assert profile.layers == layers
+    assert profile.smoothing == settings.get("smoothing", 0)
     for mine, its in ((profile.weights, again.weights), (profile.centroids, again.centroids)):
         assert mine is not None
         assert its is not None
@@ -498,6 +499,7 @@ def test_other_bad_batches() -> None:
         ({"types": {"a": "b", "c": "acoustic"}}, "two names or more"),
         ({"stretch": 0}, "stretch must be at least 1"),
         ({"ridge": 0.0}, "ridge positive"),
+        ({"smoothing": -1}, "smoothing not negative"),
         ({"layers": [2]}, "below layer 2"),
         ({"layers": []}, "below layer 2"),
         ({"layers": [-1, 0]}, "below layer 2"),

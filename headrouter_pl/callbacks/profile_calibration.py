@@ -43,6 +43,7 @@ class ProfileCalibration(Callback):
         queries: Whose attention is measured.
         rotary: Whether it is attention after the rotary embedding.
         pool: Audio tokens a group of a scout pass to measure it in; None for the model's own pass.
+        smoothing: Neighbours on each side that scores are to be averaged over.
         stretch: Audio tokens of a stretch, at most.
         ridge: Regularisation.
         name: What to call the profile; the name of the file if None.
@@ -64,16 +65,17 @@ class ProfileCalibration(Callback):
         queries: Literal["prompt", "last"] = "prompt",
         rotary: bool = False,
         pool: int | None = None,
+        smoothing: int = 0,
         stretch: int = 25,
         ridge: float = 1e-2,
         name: str | None = None,
         data: str = "",
     ) -> None:
-        check_settings(method, fit, types, stretch, ridge)
+        check_settings(method, fit, types, stretch, ridge, smoothing)
         self.path = Path(path)
         self.settings: dict[str, Any] = {
             "method": method, "fit": fit, "layer": layer, "layers": layers, "types": types, "queries": queries,
-            "rotary": rotary, "pool": pool, "stretch": stretch, "ridge": ridge,
+            "rotary": rotary, "pool": pool, "smoothing": smoothing, "stretch": stretch, "ridge": ridge,
         }  # fmt: skip
         self.name = self.path.stem if name is None else name
         self.data = data

@@ -30,6 +30,7 @@ def calibrate(
     queries: Literal["prompt", "last"] = "prompt",
     rotary: bool = False,
     pool: int | None = None,
+    smoothing: int = 0,
     stretch: int = 25,
     ridge: float = 1e-2,
     dtype: str = "float32",
@@ -57,6 +58,7 @@ def calibrate(
         queries: "prompt" averages over the question's tokens, "last" takes the last.
         rotary: Whether attention is measured after the rotary embedding.
         pool: Audio tokens a group of a scout pass to measure it in, for a profile that is used with such a pass.
+        smoothing: Audio tokens on each side that scores are averaged over when the profile is used.
         stretch: Audio tokens that are dropped at once for "utility"; a second has 25.
         ridge: Regularisation.
         dtype: Of the weights, as torch names it.
@@ -70,7 +72,7 @@ def calibrate(
 
     types = dict(TYPES if types is None else types)
     if method != LINEAR_PROBE:
-        calibration.check_settings(method, fit, types, stretch, ridge)
+        calibration.check_settings(method, fit, types, stretch, ridge, smoothing)
     elif fit is not None or layer is not None or layers is not None:
         raise ConfigurationError("A linear probe reads embeddings alone: fit, layer and layers say nothing to it.")
     if split not in ("train", "validation"):
@@ -95,8 +97,8 @@ def calibrate(
             return
         profile = calibration.calibrate(
             model, batches, name=Path(output).stem, data=data, state=f"{output}.state", method=method, fit=fit,
-            layer=layer, layers=layers, types=types, queries=queries, rotary=rotary, pool=pool, stretch=stretch,
-            ridge=ridge,
+            layer=layer, layers=layers, types=types, queries=queries, rotary=rotary, pool=pool, smoothing=smoothing,
+            stretch=stretch, ridge=ridge,
         )  # fmt: skip
     finally:
         batches.close()

@@ -1,7 +1,13 @@
 """Tensors in, tensors out: the arithmetic of the method, free of transformers and of Lightning."""
 
 from headrouter_pl.functional.attention import apply_rotary, probe_attention
-from headrouter_pl.functional.routing import gaussian_log_gates, log_attention, selectivity, token_importance
+from headrouter_pl.functional.routing import (
+    gaussian_log_gates,
+    log_attention,
+    selectivity,
+    smooth_over_time,
+    token_importance,
+)
 from headrouter_pl.functional.selection import keep_counts, select_tokens, spread_evenly
 
 __all__ = [
@@ -12,6 +18,7 @@ __all__ = [
     "probe_attention",
     "select_tokens",
     "selectivity",
+    "smooth_over_time",
     "spread_evenly",
     "token_importance",
 ]

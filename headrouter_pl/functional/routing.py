@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 LOG_FLOOR = 1e-3
 """Added to attention, in shares of uniform attention, before its logarithm is taken."""
@@ -72,3 +73,24 @@ def log_attention(attention: Tensor, key_mask: Tensor) -> Tensor:
     """
     count = key_mask.sum(-1, keepdim=True).to(attention.dtype)
     return (attention * count + LOG_FLOOR).log().masked_fill(~key_mask, 0.0)
+
+
+def smooth_over_time(scores: Tensor, key_mask: Tensor, width: int) -> Tensor:
+    """Averages the score of each token with those of its neighbours (this project's).
+
+    What answers a question is heard over many tokens in a row, few of which are looked at much.
+
+    Args:
+        scores: Float tensor ``[B, N]``.
+        key_mask: Bool tensor ``[B, N]``, False for padding, which counts for nothing.
+        width: Neighbours on each side; there are fewer at the ends.
+
+    Returns:
+        Float tensor ``[B, N]``; zero at padding.
+    """
+    there = key_mask.to(scores.dtype)
+    summed, count = (
+        F.avg_pool1d(values[:, None], 2 * width + 1, stride=1, padding=width)[:, 0]
+        for values in (scores.masked_fill(~key_mask, 0.0), there)
+    )
+    return (summed / count.clamp(min=0.5 / (2 * width + 1))).masked_fill(~key_mask, 0.0)

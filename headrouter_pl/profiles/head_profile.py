@@ -41,6 +41,8 @@ class HeadProfile:
             :class:`headrouter_pl.scorers.Probe`, here and below.
         rotary: Whether it is attention after the rotary embedding.
         pool: Audio tokens a group of the scout pass that it is measured in; None for the model's own pass.
+        smoothing: Neighbours on each side that the scores are averaged over, see
+            :func:`headrouter_pl.functional.smooth_over_time`; 0 for the scores as they are.
         weighting: ``"type"`` for the weights above, ``"selectivity"`` to weight each head by its own selectivity on
             the sample at hand.
         features: What the weights multiply: each head's ``"attention"`` a, or ``"log"``,
@@ -58,6 +60,7 @@ class HeadProfile:
     queries: Literal["prompt", "last"] = "prompt"
     rotary: bool = False
     pool: int | None = None
+    smoothing: int = 0
     weighting: Literal["type", "selectivity"] = "type"
     features: Literal["attention", "log"] = "attention"
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -75,6 +78,8 @@ class HeadProfile:
             raise HeadRouterError(f"A profile's queries are 'prompt' or 'last', got {self.queries!r}.")
         if self.pool is not None and not (isinstance(self.pool, int) and self.pool >= 1):
             raise HeadRouterError(f"A profile's pool is a number of tokens, at least 1, or None, got {self.pool!r}.")
+        if not (isinstance(self.smoothing, int) and self.smoothing >= 0):
+            raise HeadRouterError(f"A profile's smoothing is a number of tokens, 0 or more, got {self.smoothing!r}.")
         if self.weighting not in ("type", "selectivity"):
             raise HeadRouterError(f"A profile's weighting is 'type' or 'selectivity', got {self.weighting!r}.")
         if self.features not in ("attention", "log"):
@@ -154,6 +159,7 @@ class HeadProfile:
             "queries": self.queries,
             "rotary": json.dumps(self.rotary),
             "pool": json.dumps(self.pool),
+            "smoothing": json.dumps(self.smoothing),
             "weighting": self.weighting,
             "features": self.features,
             "metadata": json.dumps(dict(self.metadata), sort_keys=True),
@@ -205,6 +211,7 @@ class HeadProfile:
                 "queries": header.get("queries", "prompt"),
                 "rotary": json.loads(header.get("rotary", "false")),
                 "pool": json.loads(header.get("pool", "null")),
+                "smoothing": json.loads(header.get("smoothing", "0")),
                 "weighting": header["weighting"],
                 "features": header.get("features", "attention"),
                 "metadata": json.loads(header["metadata"]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from headrouter_pl.functional import log_attention, selectivity, token_importance
+from headrouter_pl.functional import log_attention, selectivity, smooth_over_time, token_importance
 from headrouter_pl.profiles import HeadProfile, find_shipped, fingerprint
 from headrouter_pl.routers import Router, get_router
 from headrouter_pl.routers.prompt import PromptRouter
@@ -68,7 +68,10 @@ class HeadRouterScorer(Scorer):
         features = inputs.attention
         if self.profile.features == "log":
             features = log_attention(features, inputs.audio_mask[:, None])
-        return token_importance(features, inputs.head_weights)
+        importance = token_importance(features, inputs.head_weights)
+        if self.profile.smoothing:
+            importance = smooth_over_time(importance, inputs.audio_mask, self.profile.smoothing)
+        return importance
 
 
 def _probe_of(profile: HeadProfile, queries: Literal["prompt", "last"] | None) -> Probe:

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headrouter_pl.functional import gaussian_log_gates, log_attention, selectivity, token_importance
+from headrouter_pl.functional import (
+    gaussian_log_gates,
+    log_attention,
+    selectivity,
+    smooth_over_time,
+    token_importance,
+)
 
 torch.set_num_threads(1)
 
@@ -143,3 +149,16 @@ def test_log_attention_equals_the_formula() -> None:
 def test_log_attention_does_not_depend_on_length_where_attention_is_uniform() -> None:
     for n in (1, 10, 1000):
         torch.testing.assert_close(log_attention(torch.full((n,), 1 / n), _full(n)[0]), torch.full((n,), 1e-3).log1p())
+
+
+@pytest.mark.parametrize("width", [0, 1, 4])
+def test_smoothing_averages_neighbours_that_are_there(width: int) -> None:
+    scores = torch.randn(2, 9)
+    mask = torch.tensor([[True] * 9, [True] * 4 + [False] * 5])
+    scores[1, 4:] = torch.nan  # padding
+    smoothed = smooth_over_time(scores, mask, width)
+    for row, length in enumerate((9, 4)):
+        for i in range(length):
+            near = scores[row, max(0, i - width) : min(length, i + width + 1)]
+            assert smoothed[row, i].item() == pytest.approx(near.mean().item(), abs=1e-6)
+    assert not smoothed[1, 4:].any()

@@ -18,7 +18,8 @@ from headrouter_pl.profiles import SHIPPED, TYPES, HeadProfile
 
 torch.set_num_threads(1)
 
-FIELDS = ("name", "types", "families", "bandwidth", "layers", "weighting", "features")
+LATER = ("queries", "rotary", "pool", "smoothing")  # fields that version 2 of the file did not know
+FIELDS = ("name", "types", "families", "bandwidth", "layers", "weighting", "features", *LATER)
 
 
 def calibrated(**changes: Any) -> HeadProfile:
@@ -49,6 +50,7 @@ def calibrated(**changes: Any) -> HeadProfile:
         {"weights": None, "centroids": None},
         {"weighting": "selectivity"},
         {"features": "log", "weights": torch.tensor([[0.5, -0.25] * 4] * 3)},
+        {"queries": "last", "rotary": True, "pool": 4, "smoothing": 2},
         {"metadata": {}},
         {
             "types": ("semantic", "acoustic"),
@@ -142,14 +144,14 @@ def test_load_refuses_a_broken_header(tmp_path: Path, broken: dict[str, str | No
         HeadProfile.load(path)
 
 
-def test_files_of_the_first_version_still_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "unknown"), [(1, ("features", *LATER)), (2, LATER)])
+def test_files_of_earlier_versions_still_load(tmp_path: Path, version: int, unknown: tuple[str, ...]) -> None:
     path = tmp_path / "profile.safetensors"
     calibrated().save(path)
-    header = {**header_of(path), "format": "headrouter-profile-1"}
-    del header["features"]
-    save_file(load_file(path), path, metadata=header)
-    again = HeadProfile.load(path)
-    assert again.features == "attention"
+    header = {name: value for name, value in header_of(path).items() if name not in unknown}
+    save_file(load_file(path), path, metadata={**header, "format": f"headrouter-profile-{version}"})
+    again, plain = HeadProfile.load(path), HeadProfile("plain")
+    assert [getattr(again, name) for name in unknown] == [getattr(plain, name) for name in unknown]
     assert again.layers == (1, 3)
 
 
@@ -175,6 +177,9 @@ def test_load_by_name(tmp_path: Path) -> None:
         ({"bandwidth": float("nan")}, "positive, got nan"),
         ({"weighting": "selectvity"}, "weighting .* got 'selectvity'"),
         ({"features": "logs"}, "'attention' or 'log', got 'logs'"),
+        ({"queries": "first"}, "'prompt' or 'last', got 'first'"),
+        ({"pool": 0}, "pool is a number of tokens, at least 1, or None, got 0"),
+        ({"smoothing": -1}, "smoothing is a number of tokens, 0 or more, got -1"),
         ({"weights": torch.full((3, 8), torch.nan)}, "weights must be finite"),
         ({"centroids": torch.full((3, 8), torch.inf)}, "centroids must be finite"),
         ({"weights": -torch.rand(3, 8)}, "must not be negative"),

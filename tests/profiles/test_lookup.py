@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ def test_found_by_model_and_prune_layer(tmp_path: Path) -> None:
     assert find_shipped(handle, 1, tmp_path) is None
     assert find_shipped(find_lalm(tiny.build(FAMILY, num_layers=5)), 2, tmp_path) is None
     assert find_shipped(find_lalm(tiny.build("voxtral")), 2, tmp_path) is None
+    # A scout pass may probe above the prune layer.
+    replace(profile_for(model, (0, 3), name="scouting", layer="1"), pool=4).save(tmp_path / "e.safetensors")
+    assert find_shipped(handle, 1, tmp_path).name == "scouting"  # type: ignore[union-attr]
 
 
 def test_auto_prunes_by_the_shipped_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,19 @@ def test_headrouter_with_a_calibrated_profile() -> None:
     assert inputs.types == ("semantic", "sound")
 
 
+def test_headrouter_smooths_as_its_profile_says() -> None:
+    inputs = batch_of([6, 4], [2, 2])
+    raw = torch.rand(2, 3, 6).masked_fill(~inputs.audio_mask[:, None], 0)
+    inputs.attention = raw / raw.sum(-1, keepdim=True)
+    plain, smooth = (
+        HeadRouterScorer(HeadProfile("x", smoothing=width), "selectivity").score(inputs) for width in (0, 1)
+    )
+    for b, n in enumerate((6, 4)):
+        for j in range(n):
+            wanted = plain[b, max(0, j - 1) : min(n, j + 2)].mean()
+            assert smooth[b, j].item() == pytest.approx(wanted.item(), abs=1e-6)
+
+
 def test_headrouter_with_signed_weights_on_log_attention() -> None:
     """Types are mixed by their weights, not by their scores after some nonlinearity."""
     signed = torch.tensor([[0.7, -0.3, 0.0], [-0.1, 0.1, 0.8]])
