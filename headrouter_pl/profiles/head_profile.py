@@ -17,6 +17,9 @@ from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, unknown_
 TYPES: dict[str, str] = {"semantic": "semantic", "sound": "acoustic", "voice": "acoustic"}
 """Default task types, each with its family."""
 
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+"""Holds the calibrated profiles that come with the package."""
+
 FORMAT = "headrouter-profile-3"
 READABLE = ("headrouter-profile-1", "headrouter-profile-2", FORMAT)  # the first knew no features, the second no pool
 
@@ -176,7 +179,8 @@ class HeadProfile:
         """Loads a shipped profile by name or one from a file.
 
         Args:
-            name_or_path: A key of :data:`SHIPPED`, or the path of a file that :meth:`save` wrote.
+            name_or_path: A key of :data:`SHIPPED`, a file of :data:`SHIPPED_FOLDER` by its name without suffix, or the
+                path of a file that :meth:`save` wrote.
 
         Raises:
             UnknownNameError: If it is neither.
@@ -184,9 +188,10 @@ class HeadProfile:
         """
         if str(name_or_path) in SHIPPED:
             return SHIPPED[str(name_or_path)]
-        path = Path(name_or_path)
+        files = {path.stem: path for path in sorted(SHIPPED_FOLDER.glob("*.safetensors"))}
+        path = files.get(str(name_or_path), Path(name_or_path))
         if not path.is_file():
-            raise unknown_name("profile", str(name_or_path), SHIPPED)
+            raise unknown_name("profile", str(name_or_path), [*SHIPPED, *files])
         from safetensors import SafetensorError, safe_open
 
         try:

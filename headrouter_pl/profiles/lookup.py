@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headrouter_pl.models import LalmHandle
-from headrouter_pl.profiles.head_profile import HeadProfile
+from headrouter_pl.profiles.head_profile import SHIPPED_FOLDER, HeadProfile
 
 __all__ = ["SHIPPED_FOLDER", "find_shipped", "fingerprint"]
-
-SHIPPED_FOLDER = Path(__file__).parent / "shipped"
-"""Holds the calibrated profiles that come with the package."""
 
 
 def fingerprint(handle: LalmHandle, layers: Sequence[int]) -> dict[str, str]:

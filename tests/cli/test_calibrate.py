@@ -24,7 +24,7 @@ from headrouter_pl.scorers import LinearProbeScorer
 
 torch.set_num_threads(1)
 
-CONFIG = Path(__file__).parents[2] / "configs" / "calibrate_pocket.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture
@@ -81,13 +81,23 @@ def test_run(
     assert [path.name for path in out.parent.iterdir()] == ["mine.safetensors"]
 
 
-def test_the_shipped_config(questions: PocketBenchmark, tmp_path: Path) -> None:
-    out = tmp_path / "mine.safetensors"
-    main(["calibrate", "--config", str(CONFIG), f"--output={out}"])
+@pytest.mark.parametrize(
+    ("name", "layers", "pool", "smoothing"),
+    [("calibrate_pocket", [0, 1, 3], 4, 0), ("calibrate_pocket_one_pass", [0, 1, 2], None, 4)],
+)
+def test_the_shipped_configs(
+    questions: PocketBenchmark, tmp_path: Path, name: str, layers: list[int], pool: int | None, smoothing: int
+) -> None:
+    out, config = tmp_path / "mine.safetensors", CONFIGS / f"{name}.yaml"
+    # The tiny model has four layers.
+    main(["calibrate", "--config", str(config), f"--output={out}", f"--layers={layers}", "--dtype=float32"])
     profile = HeadProfile.load(out)
-    assert (profile.features, profile.layers) == ("log", (1,))
+    assert (profile.features, profile.layers) == ("log", tuple(layers))
+    assert (profile.pool, profile.smoothing) == (pool, smoothing)
     assert profile.metadata["method"] == "evidence, signed"
-    assert set(yaml.safe_load(CONFIG.read_text())["types"]) == set(profile.types) == set(TYPES)
+    assert set(profile.types) == set(TYPES)
+    if pool is None:
+        assert yaml.safe_load(config.read_text())["layers"] == layers
 
 
 def test_families_and_a_choice_of_scenes(questions: PocketBenchmark, tmp_path: Path) -> None:
