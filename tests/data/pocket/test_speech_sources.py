@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from headrouter_pl.data.pocket.sources import (
     pocketsphinx,
     qabcs,
     saytime,
+    synthetic_phrases,
     tuxpaint_speech,
 )
 from headrouter_pl.data.pocket.sources._items import category_of, item_of
+from headrouter_pl.data.pocket.splits import split_of
 
 SOURCES = [
     asterisk.SOURCE,
@@ -269,3 +272,18 @@ def test_other_labels(tmp_path: Path) -> None:
     assert (call.english, call.language, call.gender) == ("bamboo two", "German", "man")
     assert [clip.text for clip in index(pocketsphinx.SOURCE, tmp_path).values()] == ["ten of clubs", "he was not"]
     assert [clip.text for clip in index(festvox_ru.SOURCE, tmp_path).values()] == ["волос"]
+
+
+def test_synthetic_phrases_are_those_that_training_hears_of_actors(tmp_path: Path) -> None:
+    voices = "games/hedgewars/Data/Sounds/voices"
+    names = ("Amazing", "Boring", "Coward", "Excellent", "Hello", "Incoming", "Missed", "Stupid", "Victory", "Grenade")
+    plant(tmp_path, *(f"{voices}/Mobster/{name}.ogg" for name in names), f"{voices}/British/Revenge.ogg")
+    trained = {clip.phrase: clip for clip in hedgewars.index(tmp_path) if split_of(clip) == "train"}
+    assert 0 < len(trained) < len(names) + 1
+    clips = list(synthetic_phrases.SOURCE.index(tmp_path))
+    assert [clip.key for clip in clips] == sorted({clip.key for clip in clips})
+    assert Counter(clip.phrase for clip in clips) == dict.fromkeys(trained, len(synthetic_phrases.VOICES))
+    for clip in clips:
+        assert (clip.text, clip.content) == (trained[clip.phrase].text, trained[clip.phrase].content)
+        assert clip.voice.startswith("synthetic/")
+        assert split_of(clip) in ("train", "sealed")
