@@ -211,6 +211,22 @@ class HeadRouterCallback(Callback):
                 f"{self.calibration_batches}, so none was pruned. Lower it, or calibrate beforehand."
             )
 
+    @contextmanager
+    def paused(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
+        """Takes the pruner off the model for the length of a block, in which the model answers as it is.
+
+        Args:
+            trainer: The trainer of the run.
+            module: Its module.
+        """
+        report = self.report
+        self._detach()
+        try:
+            yield
+        finally:
+            self._follow(trainer, module)
+            self.report = report  # of the last batch, until the next one starts
+
     def _detach(self) -> None:
         attached, self._attached, self._attached_report = self._attached, None, None
         if attached is not None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from importlib import import_module
 
-COMMANDS = ("benchmark", "calibrate", "compare", "data", "demo", "evaluate", "profile", "router")
+COMMANDS = ("benchmark", "calibrate", "compare", "data", "demo", "evaluate", "gallery", "profile", "router")
 """Functions ``headrouter_pl.cli.NAME.NAME``, or dictionaries of them; their arguments and docstrings are the command
 line."""
 

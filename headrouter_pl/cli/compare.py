@@ -171,7 +171,7 @@ def mix(items: Sequence[PocketItem]) -> list[PocketItem]:
 
 
 @dataclass(eq=False)
-class _Run:
+class Run:
     """A method with one seed at one ratio, ready to be attached."""
 
     method: Method
@@ -203,7 +203,7 @@ class Asker:
         self.model = model
         self.processor = processor
         self.prompter = EncodedPrompter(model, processor)
-        self.runs: list[_Run] = []
+        self.runs: list[Run] = []
         for method in methods:
             if method.types is not None and (missing := set(kinds) - set(method.types)):
                 raise ConfigurationError(
@@ -214,7 +214,7 @@ class Asker:
                 scorer = build_scorer(method, seed)
                 for ratio in ratios:
                     pruner = AudioTokenPruner(ratio, layer=method.layer, scorer=scorer, tokenizer=processor)
-                    self.runs.append(_Run(method, seed, ratio, pruner.engine(model)))
+                    self.runs.append(Run(method, seed, ratio, pruner.engine(model)))
 
     def describe(self) -> list[dict[str, Any]]:
         """The methods with digests of what they have read: profiles, files."""
@@ -273,7 +273,7 @@ class Asker:
 
         inputs = self.prompter.inputs(encoded, item.prompt)
         # Timed again by a run that goes on: the machine may be another.
-        text, unpruned = self._answer(inputs)
+        text, unpruned = self.answer(inputs)
         if _unpruned_key(item) not in log.rows:
             recall = evidence_recall(range(encoded.features.shape[1]), item.evidence_tokens, encoded.features.shape[1])
             log.add([_row(item, None, text, unpruned, unpruned, applied=1.0, recall=recall, route={})])
@@ -281,7 +281,7 @@ class Asker:
         first = number % max(len(self.runs), 1)
         for run in (*self.runs[first:], *self.runs[:first]):
             if key_of(item, run.method.name, run.seed, run.ratio) not in log.rows:
-                text, seconds, sample = self._answer_pruned(run, item, encoded, inputs)
+                text, seconds, sample = self.answer_pruned(run, item, encoded, inputs)
                 recall = evidence_recall(sample.kept.numpy() - encoded.start, item.evidence_tokens, sample.seen)
                 log.add([
                     _row(item, run, text, seconds, unpruned, applied=sample.keep_ratio, recall=recall,
@@ -290,23 +290,24 @@ class Asker:
 
     def _warm_up(self, item: PocketItem, encoded: EncodedPrompt) -> None:
         inputs = self.prompter.inputs(encoded, item.prompt)
-        self._answer(inputs, 1)
+        self.answer(inputs, 1)
         for _, runs in groupby(self.runs, key=lambda run: run.method.name):
-            self._answer_pruned(next(runs), item, encoded, inputs, 1)
+            self.answer_pruned(next(runs), item, encoded, inputs, 1)
 
-    def _answer_pruned(
-        self, run: _Run, item: PocketItem, encoded: EncodedPrompt, inputs: Mapping[str, Any], tokens: int | None = None
+    def answer_pruned(
+        self, run: Run, item: PocketItem, encoded: EncodedPrompt, inputs: Mapping[str, Any], tokens: int | None = None
     ) -> tuple[str, float, Any]:
+        """The answer under a method, the seconds of its prefill, and the report of the sample."""
         tell(run.engine.scorer, run.method, item, encoded.features.shape[1])
         run.engine.report.clear()
         run.engine.attach()
         try:
-            text, seconds = self._answer(inputs, tokens)
+            text, seconds = self.answer(inputs, tokens)
         finally:
             run.engine.detach()
         return text, seconds, run.engine.report.samples[0]
 
-    def _answer(self, inputs: Mapping[str, Any], tokens: int | None = None) -> tuple[str, float]:
+    def answer(self, inputs: Mapping[str, Any], tokens: int | None = None) -> tuple[str, float]:
         """The greedy answer, and the seconds of its prefill from embedding to first logits."""
         import torch
 
@@ -388,7 +389,7 @@ def _unpruned_key(item: PocketItem) -> str:
 
 def _row(
     item: PocketItem,
-    run: _Run | None,
+    run: Run | None,
     text: str,
     seconds: float,
     unpruned: float,

@@ -569,7 +569,7 @@ class PruningEngine:
         self._check_length(forward, hidden)
         record = PrefillRecord(
             layout.seen, counts, None, layout.audio_index, layout.audio_valid, self.layer, length, length,
-            self._costs, hidden.dtype,
+            self._costs, hidden.dtype, probed_layers=self.probed, prompts=forward.prompts,
         )  # fmt: skip
         if not forward.drops:
             self.report.prefills.append(record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -26,6 +26,10 @@ class SampleReport:
         selectivity: Float tensor ``[P]`` on the CPU, or None.
         head_weights: Float tensor ``[P]`` on the CPU, or None.
         tokens_per_layer: Audio tokens that each decoder layer worked on.
+        layer: The prune layer K.
+        probed_layers: Layers whose heads ``selectivity`` and ``head_weights`` are of, layer by layer.
+        prompt: The question as the router read it; None where it was not read.
+        kept_mask: Bool tensor ``[seen]`` on the CPU: which audio tokens were kept, counted over all clips.
     """
 
     seen: int
@@ -36,6 +40,10 @@ class SampleReport:
     selectivity: Tensor | None
     head_weights: Tensor | None
     tokens_per_layer: tuple[int, ...]
+    layer: int = 0
+    probed_layers: tuple[int, ...] = ()
+    prompt: str | None = None
+    kept_mask: Tensor | None = None
 
     @property
     def keep_ratio(self) -> float:
@@ -66,6 +74,8 @@ class PrefillRecord:
         probabilities: Float tensor ``[B, T]`` or None.
         families: Probability ``[B]`` of each family.
         types: Names of the T types.
+        probed_layers: The probed layers.
+        prompts: Text of each prompt, or None.
     """
 
     seen: Tensor
@@ -86,6 +96,8 @@ class PrefillRecord:
     probabilities: Tensor | None = None
     families: Mapping[str, Tensor] = field(default_factory=dict)
     types: tuple[str, ...] = ()
+    probed_layers: tuple[int, ...] = ()
+    prompts: Sequence[str] | None = None
 
     @cached_property
     def samples(self) -> list[SampleReport]:
@@ -110,6 +122,10 @@ class PrefillRecord:
                     selectivity=None if selectivity is None else selectivity[row],
                     head_weights=None if head_weights is None else head_weights[row],
                     tokens_per_layer=tuple(seen if i < self.layer else count for i in range(len(self.costs))),
+                    layer=self.layer,
+                    probed_layers=self.probed_layers,
+                    prompt=None if self.prompts is None else self.prompts[row],
+                    kept_mask=kept[row, :seen],
                 )
             )
         return reports

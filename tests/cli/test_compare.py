@@ -159,7 +159,7 @@ class TestResume:
         self, questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run(tmp_path, "whole")
-        plain, asked = Asker._answer_pruned, []
+        plain, asked = Asker.answer_pruned, []
 
         def answer(self: Asker, one: Any, item: PocketItem, *rest: Any) -> Any:
             if len(rest) == 2:  # not to warm up
@@ -168,7 +168,7 @@ class TestResume:
                     raise KeyboardInterrupt
             return plain(self, one, item, *rest)
 
-        monkeypatch.setattr(Asker, "_answer_pruned", answer)
+        monkeypatch.setattr(Asker, "answer_pruned", answer)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
         assert asked.pop() not in asked

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from headrouter_pl.cli.figures import draw_sample, mel_spectrogram
+from headrouter_pl.cli.figures import draw_sample
 from headrouter_pl.cli.tables import format_table, machine
+from headrouter_pl.pictures import mel_spectrogram
 from headrouter_pl.pruning.report import SampleReport
 
 RATE = 16_000
