@@ -59,7 +59,7 @@ class TestPage:
         routed, random = data["views"][0], data["views"][-1]
         assert routed["heads"]["layers"] == list(LAYERS)
         assert len(routed["heads"]["weights"]) == len(LAYERS) * HEADS
-        assert routed["route"]["posterior"] == pytest.approx({"semantic": 0.2, "sound": 0.7, "voice": 0.1})
+        assert routed["route"]["posterior"] == pytest.approx({"semantic": 0.2, "sound": 0.65, "voice": 0.15})
         assert routed["route"]["prompt"]["semantic"] == 0.4
         assert (random["heads"], random["route"]) == (None, None)
 
@@ -96,7 +96,8 @@ class TestPage:
         assert page.count("alert(1)") == 5
         assert "<script>alert" not in page
         assert "default-src 'none'" in page
-        outside = set(re.findall(r"""(?:https?:)?//[\w.]+""", re.sub(r'id="[am]\d+">[^<]*', "", page)))
+        without_data = re.sub(r'id="[ams]\d+">[^<]*', "", page)  # base64 may hold two slashes
+        outside = set(re.findall(r"""(?:https?:)?//[\w.]+""", without_data))
         assert {address for address in outside if address.startswith(("http", "//w"))} <= {"http://www.w3.org"}
         assert not re.search(r"""(?:src|href)="(?!#|data:)""", page)
 

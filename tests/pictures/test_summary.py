@@ -28,7 +28,7 @@ def test_sums() -> None:
     kept = torch.stack([report.kept_mask for report in reports if report.kept_mask is not None]).float()
     np.testing.assert_allclose([bar.get_height() for bar in bars], kept.reshape(3, 20, 5).mean((0, 2)), rtol=1e-6)
     heights = [[bar.get_height() for bar in axes.patches] for axes in figures["route"].axes]
-    assert [row.index(3.0) for row in heights] == [2, 7, 1]  # .2, .7 and .1, three times
+    assert [row.index(3.0) for row in heights] == [2, 6, 1]  # .2, .65 and .15, three times
     assert as_image(figures["route"]).shape[2] == 3
 
 

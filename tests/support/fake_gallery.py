@@ -24,7 +24,7 @@ def make_report(seconds: float, ratio: float, seed: int = 0) -> SampleReport:
     heads = torch.from_numpy(rng.random(len(LAYERS) * HEADS)).float()
     return SampleReport(
         seen=tokens, kept=mask.nonzero()[:, 0] + 7, route={"semantic": 0.2, "acoustic": 0.8},
-        types={"semantic": 0.2, "sound": 0.7, "voice": 0.1},
+        types={"semantic": 0.2, "sound": 0.65, "voice": 0.15},
         importance=torch.from_numpy(hill / hill.sum()).float(), selectivity=heads / 2,
         head_weights=heads / heads.sum(), tokens_per_layer=(tokens,) * 8, layer=5, probed_layers=LAYERS,
         prompt="Which sound?", kept_mask=mask,
