@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.models import find_lalm
+from headrouter_pl.models.checkpoints import PROJECTOR, load_adapter, load_checkpoint, save_adapter, save_merged
 from headrouter_pl.models.encoded import EncodedAudio
 from headrouter_pl.tasks import Task, get_task
 from headrouter_pl.tasks.scoring import TaskScores, batch_tasks, parse_batch, score_batch
@@ -24,7 +26,6 @@ Batch = Mapping[str, Any]
 ``inputs``. Batches of :class:`headrouter_pl.data.AudioPromptDataModule` also say the task of each sample, and list
 samples without usable audio; see :func:`headrouter_pl.tasks.scoring.score_batch`."""
 
-_PROJECTOR = "multi_modal_projector"
 # Families whose loss is computed from the answers' logits alone. Their forward gives its keyword arguments to the loss.
 _ANSWER_LOGITS = ("audioflamingo3", "musicflamingo")
 
@@ -33,13 +34,16 @@ class LALMModule(L.LightningModule):
     """Validates, tests, predicts and LoRA-tunes an audio language model.
 
     Args:
-        model: A supported model, or the name or local path of a checkpoint, or ``"pocket"`` for the pocket model.
+        model: A supported model, or the name or local path of a checkpoint, or ``"pocket"`` for the pocket model
+            (``"pocket-untrained"`` for its parts alone).
         processor: Its processor; loaded from the same place if ``model`` is a name.
         task: A name of :data:`headrouter_pl.tasks.TASKS`, or a task: how answers are read and scored, where a batch
             does not say it for each sample.
         lora: A peft config; the model is wrapped with it and its other weights are frozen.
+        adapter: Instead of ``lora``, the folder of an adapter that was trained before, in peft's format, with which to
+            evaluate or to go on training; a projector that :meth:`save_adapter` saved there is taken too.
         generate: Settings of ``model.generate``; greedy, with the task's ``max_new_tokens``, by default.
-        train_projector: Whether ``multi_modal_projector`` trains too, under ``lora``; in float32, as LoRA's weights do.
+        train_projector: Whether ``multi_modal_projector`` trains too, beside the adapter; in float32, as it does.
         encoded_audio: Whether batches hold outputs of the encoder rather than mel features; the encoder is taken out of
             the model, see :class:`headrouter_pl.models.encoded.EncodedAudio`.
         learning_rate: Of AdamW, for the weights that train.
@@ -51,10 +55,16 @@ class LALMModule(L.LightningModule):
         dtype: Of the loaded weights, e.g. ``"bfloat16"``; for a name only. With ``lora``, bfloat16 weights and the
             trainer's ``precision="bf16-mixed"`` spare casting the frozen weights in each step.
         attn_implementation: ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``; for a name only.
+        quantization_config: As in ``from_pretrained``, as a mapping, e.g. ``{"load_in_4bit": True}`` for bitsandbytes
+            or ``{"quant_method": "quanto", "weights": "int8"}``; for a name only. Trained with ``lora`` alone.
         initial_checkpoint: A Lightning checkpoint of this class whose weights to begin with, in a run of its own; the
             trainer's ``ckpt_path`` goes on with an interrupted run instead.
 
-    With ``lora``, checkpoints hold the weights that train, and no others.
+    With an adapter, checkpoints hold the weights that train, and no others.
+
+    Raises:
+        ConfigurationError: If arguments contradict each other.
+        HeadRouterError: If the model is not supported, or an adapter or a checkpoint does not fit it.
     """
 
     def __init__(
@@ -64,6 +74,7 @@ class LALMModule(L.LightningModule):
         *,
         task: str | Task = "transcription",
         lora: PeftConfig | None = None,
+        adapter: str | None = None,
         generate: Mapping[str, Any] | None = None,
         train_projector: bool = False,
         encoded_audio: bool = False,
@@ -75,22 +86,38 @@ class LALMModule(L.LightningModule):
         weight_decay: float = 0.0,
         dtype: str | None = None,
         attn_implementation: str = "sdpa",
+        quantization_config: Mapping[str, Any] | None = None,
         initial_checkpoint: str | None = None,
     ) -> None:
         super().__init__()
+        if lora is not None and adapter is not None:
+            raise ConfigurationError("Give lora, for a new adapter, or adapter, for one that there is; not both.")
         if isinstance(model, str):
-            model, processor = _load(model, processor, dtype, attn_implementation)
+            model, processor = load_checkpoint(
+                model,
+                processor,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                quantization_config=quantization_config,
+            )
+        elif dtype is not None or quantization_config is not None:
+            raise ConfigurationError("dtype and quantization_config are for a model given by its name.")
         if processor is None:
             raise HeadRouterError("Pass the model's processor, or the name of a checkpoint that has one.")
         family = find_lalm(model).family  # refused here rather than in the middle of a run
         self._answer_logits = family.model_type in _ANSWER_LOGITS
         if lora is not None:
-            from peft import get_peft_model
+            from peft import get_peft_model, prepare_model_for_kbit_training
 
+            if getattr(model, "is_quantized", False):
+                model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
             model = get_peft_model(model, lora)
+        elif adapter is not None:
+            model = load_adapter(model, adapter)
         self.model: nn.Module = model
+        self.train_projector = train_projector
         if train_projector:
-            if lora is None:
+            if lora is None and adapter is None:
                 raise HeadRouterError("train_projector is for lora; without lora, the projector trains with all else.")
             self._unfreeze_projector()
         self.encoded_audio = EncodedAudio(model) if encoded_audio else None
@@ -239,6 +266,41 @@ class LALMModule(L.LightningModule):
             values[f"{stage}/average"] = results["average"]
         self.log_dict(values, prog_bar=True, sync_dist=True)
 
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Saves the adapter in peft's format, and the projector as ``projector.safetensors`` if it trained.
+
+        Reads as ``LALMModule(model, adapter=folder)``, and, but for the projector, as
+        ``PeftModel.from_pretrained(model, folder)``. Of sharded weights, all processes must call this; process zero
+        writes.
+
+        Args:
+            folder: Where to; files that are there are replaced.
+
+        Raises:
+            HeadRouterError: If there is no adapter.
+        """
+        strategy = None if self._trainer is None else self.trainer.strategy
+        state = self.state_dict() if strategy is None else strategy.lightning_module_state_dict()
+        if strategy is None or strategy.is_global_zero:
+            own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+            save_adapter(self.model, folder, own, projector=self.train_projector)
+        return Path(folder)
+
+    def save_merged(self, folder: str | Path) -> Path:
+        """Saves a checkpoint that ``from_pretrained`` reads: the adapter in the weights, and the processor.
+
+        Args:
+            folder: Where to.
+
+        Raises:
+            HeadRouterError: If the weights are quantized, or the encoder has been taken out (``encoded_audio``).
+        """
+        if self.encoded_audio is not None and not self.encoded_audio.restored:
+            raise HeadRouterError(
+                "The encoder is out of the model: call module.encoded_audio.restore() before merging."
+            )
+        return save_merged(self.model, self.processor, folder)
+
     def on_fit_start(self) -> None:
         """Puts the model into training mode, for dropout; it was loaded in evaluation mode, which Lightning keeps."""
         self.model.train()
@@ -248,7 +310,7 @@ class LALMModule(L.LightningModule):
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                rate = self.projector_learning_rate if _PROJECTOR in name else self.learning_rate
+                rate = self.projector_learning_rate if PROJECTOR in name else self.learning_rate
                 groups.setdefault(rate, []).append(parameter)
         optimizer = torch.optim.AdamW(
             [{"params": weights, "lr": rate} for rate, weights in groups.items()],
@@ -303,9 +365,9 @@ class LALMModule(L.LightningModule):
         return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
     def _unfreeze_projector(self) -> None:
-        found = [module for name, module in self.model.named_modules() if name.split(".")[-1] == _PROJECTOR]
+        found = [module for name, module in self.model.named_modules() if name.split(".")[-1] == PROJECTOR]
         if not found:
-            raise HeadRouterError(f"{type(self.model).__name__} has no {_PROJECTOR!r} to train.")
+            raise HeadRouterError(f"{type(self.model).__name__} has no {PROJECTOR!r} to train.")
         for projector in found:
             projector.float().requires_grad_(True)
             # The encoder's outputs may be in half precision, and outside of autocast nothing else would cast them.
@@ -327,26 +389,3 @@ def _answered_exactly(logits: Tensor, labels: Tensor) -> Tensor:
     answer = begins.flatten().cumsum(0)[labelled.flatten()] - 1
     wrong = (logits.argmax(-1) != labels[:, 1:][labelled]).long()
     return torch.zeros(int(begins.sum()), dtype=torch.long, device=labels.device).index_add(0, answer, wrong) == 0
-
-
-def _load(
-    name: str, processor: ProcessorMixin | None, dtype: str | None, attn_implementation: str
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    import transformers
-
-    if name == "pocket":
-        from headrouter_pl.models.pocket import load_pocket
-
-        pocket, its_processor = load_pocket(
-            dtype=getattr(torch, dtype or "float32"), attn_implementation=attn_implementation
-        )
-        return pocket, processor or its_processor
-    config = transformers.AutoConfig.from_pretrained(name)
-    architectures: Sequence[str] = config.architectures or ()
-    known = [
-        getattr(transformers, architecture) for architecture in architectures if hasattr(transformers, architecture)
-    ]
-    if not known:
-        raise HeadRouterError(f"{name} names the architectures {list(architectures)}; none is in transformers.")
-    model = known[0].from_pretrained(name, dtype=dtype or "auto", attn_implementation=attn_implementation)
-    return model, processor or transformers.AutoProcessor.from_pretrained(name)

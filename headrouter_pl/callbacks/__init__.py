@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from headrouter_pl.callbacks.adapter_export import AdapterExport
 from headrouter_pl.callbacks.align_projector import AlignProjector
 from headrouter_pl.callbacks.evaluation_report import EvaluationReport
 from headrouter_pl.callbacks.gallery import HeadRouterGallery
@@ -8,6 +9,7 @@ from headrouter_pl.callbacks.pictures import HeadRouterPictures
 from headrouter_pl.callbacks.profile_calibration import ProfileCalibration
 
 __all__ = [
+    "AdapterExport",
     "AlignProjector",
     "EvaluationReport",
     "HeadRouterCallback",

@@ -52,6 +52,11 @@ class EncodedAudio:
             raise HeadRouterError("The model's encoder has been taken out already.")
         self._owner.audio_tower = _Passthrough()
 
+    @property
+    def restored(self) -> bool:
+        """Whether the encoder is in its place again."""
+        return self._owner.audio_tower is self.encoder
+
     def restore(self) -> None:
         """Puts the encoder back; more than once does no harm."""
         self._owner.audio_tower = self.encoder

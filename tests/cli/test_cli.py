@@ -173,6 +173,7 @@ class TestCommands:
             "calibrate": "--stretch",
             "compare": "--keep_ratios",
             "evaluate": "--checkpoint",
+            "gallery": "--title",
             "profile": "show",
         }[command]
         assert option in capsys.readouterr().out

@@ -1,0 +1,189 @@
+"""Loading of models by name, and of adapters; saving of adapters and of merged models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, ProcessorMixin
+
+__all__ = ["PROJECTOR", "load_adapter", "load_checkpoint", "projector_state", "save_adapter", "save_merged"]
+
+PROJECTOR = "multi_modal_projector"
+"""What models call the module between encoder and decoder."""
+PROJECTOR_FILE = "projector.safetensors"
+"""Where a trained projector lies, beside the two files of peft's format."""
+_ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def load_checkpoint(
+    name: str,
+    processor: ProcessorMixin | None = None,
+    *,
+    dtype: str | None = None,
+    attn_implementation: str = "sdpa",
+    quantization_config: Mapping[str, Any] | None = None,
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Loads a model with its processor.
+
+    Args:
+        name: Name or path of a checkpoint; ``"pocket"``, the trained pocket model; or ``"pocket-untrained"``, its parts
+            without what training added.
+        processor: Its processor, if it is there already.
+        dtype: Of the weights; the checkpoint's own, and float32 for the pocket model, if None.
+        attn_implementation: As in ``from_pretrained``.
+        quantization_config: As in ``from_pretrained``, as a mapping.
+
+    Returns:
+        The model, and the processor.
+
+    Raises:
+        ConfigurationError: If the pocket model is to be quantized: it is widened from 4-bit weights.
+        HeadRouterError: If transformers has none of the checkpoint's architectures.
+        ImportError: If the quantization needs a package that is not installed; it names the package.
+    """
+    if name in ("pocket", "pocket-untrained"):
+        from headrouter_pl.models.pocket import load_pocket
+        from headrouter_pl.models.pocket_weights import load_trained_pocket
+
+        if quantization_config is not None:
+            raise ConfigurationError("The pocket model cannot be quantized; quantization_config is for checkpoints.")
+        load = load_pocket if name == "pocket-untrained" else load_trained_pocket
+        model, its_processor = load(dtype=getattr(torch, dtype or "float32"), attn_implementation=attn_implementation)
+        return model, processor or its_processor
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(name)
+    architectures: Sequence[str] = config.architectures or ()
+    known = [getattr(transformers, each) for each in architectures if hasattr(transformers, each)]
+    if not known:
+        raise HeadRouterError(f"{name} names the architectures {list(architectures)}; none is in transformers.")
+    quantized = {} if quantization_config is None else {"quantization_config": dict(quantization_config)}
+    model = known[0].from_pretrained(name, dtype=dtype or "auto", attn_implementation=attn_implementation, **quantized)
+    return model, processor or transformers.AutoProcessor.from_pretrained(name)
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Puts an adapter in peft's format on a model, and the projector that was trained with it, if there is one.
+
+    Args:
+        model: The model that the adapter was trained on; it is wrapped, as peft does.
+        folder: With ``adapter_config.json``, ``adapter_model.safetensors`` and perhaps ``projector.safetensors``, as of
+            :func:`save_adapter`.
+
+    Returns:
+        The model with the adapter, which can be trained further.
+
+    Raises:
+        HeadRouterError: If the folder has no such adapter, or it does not fit the model.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        saved = load_file(folder / _ADAPTER_FILE)
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise HeadRouterError(f"{folder} has no adapter in peft's format: {error}") from error
+    projector = load_file(folder / PROJECTOR_FILE) if (folder / PROJECTOR_FILE).is_file() else None
+    config.inference_mode = False
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
+        ours = get_peft_model_state_dict(adapted).keys()
+        if ours != saved.keys():  # peft only warns
+            missing, more = sorted(ours - saved.keys())[:3], sorted(saved.keys() - ours)[:3]
+            raise HeadRouterError(f"The adapter in {folder} is of another model: without {missing}, with {more}.")
+        if projector is not None:
+            for module in _projectors(adapted):
+                module.load_state_dict(projector)
+    except (RuntimeError, ValueError) as error:
+        raise HeadRouterError(f"The adapter in {folder} does not fit {type(model).__name__}: {error}") from error
+    return adapted
+
+
+def save_adapter(
+    model: nn.Module, folder: str | Path, state: Mapping[str, Tensor] | None = None, *, projector: bool = False
+) -> Path:
+    """Saves the adapter of a model in peft's format, which :func:`load_adapter` and peft itself read.
+
+    Args:
+        model: A PEFT model with one adapter.
+        folder: Where to; files that are there are replaced.
+        state: The model's state dict, if the model does not hold all of it (sharded weights).
+        projector: Whether to save the projector too, as ``projector.safetensors``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        HeadRouterError: If the model has no adapter, or none of peft's.
+    """
+    from peft import PeftModel
+    from safetensors.torch import save_file
+
+    if not isinstance(model, PeftModel):
+        raise HeadRouterError("There is no adapter to save: the model was trained without one.")
+    folder = Path(folder)
+    whole = dict(model.state_dict() if state is None else state)
+    model.save_pretrained(str(folder), state_dict=whole)
+    if projector:
+        save_file(projector_state(whole), folder / PROJECTOR_FILE)
+    return folder
+
+
+def save_merged(model: nn.Module, processor: ProcessorMixin, folder: str | Path) -> Path:
+    """Saves a checkpoint as ``from_pretrained`` reads it, with the adapter added to the weights.
+
+    A copy is merged, so that there must be memory for two models; the model stays as it is.
+
+    Args:
+        model: A PEFT model, or a plain one, which is saved as it is.
+        processor: Saved beside it.
+        folder: Where to.
+
+    Returns:
+        The folder.
+
+    Raises:
+        HeadRouterError: If the weights are quantized: merging would round the adapter to their few bits.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        if getattr(model.get_base_model(), "is_quantized", False):
+            raise HeadRouterError(
+                "An adapter is not merged into quantized weights, which would round it away. Load the checkpoint "
+                "without quantization_config, with this adapter, and merge that."
+            )
+        model = copy.deepcopy(model).merge_and_unload()
+        if hasattr(model, "peft_config"):
+            del model.peft_config  # left behind by peft: transformers would save an adapter
+    for module in _projectors(model, needed=False):
+        module.to(model.dtype)  # type: ignore[arg-type]  # it trains in float32
+    model.save_pretrained(str(folder))  # type: ignore[operator]
+    processor.save_pretrained(str(folder))
+    return Path(folder)
+
+
+def projector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projector's weights out of a model's, by their names in it."""
+    parts = ((name.partition(f"{PROJECTOR}."), value) for name, value in state.items())
+    return {rest: value.detach().cpu().contiguous() for (_, found, rest), value in parts if found}
+
+
+def _projectors(model: nn.Module, *, needed: bool = True) -> list[nn.Module]:
+    found = [module for name, module in model.named_modules() if name.split(".")[-1] == PROJECTOR]
+    if needed and not found:
+        raise HeadRouterError(f"{type(model).__name__} has no {PROJECTOR!r}.")
+    return found
