@@ -6,6 +6,7 @@ from headrouter_pl.callbacks.evaluation_report import EvaluationReport
 from headrouter_pl.callbacks.gallery import HeadRouterGallery
 from headrouter_pl.callbacks.head_router import HeadRouterCallback
 from headrouter_pl.callbacks.pictures import HeadRouterPictures
+from headrouter_pl.callbacks.prediction_writer import JSONLPredictionWriter
 from headrouter_pl.callbacks.profile_calibration import ProfileCalibration
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "HeadRouterCallback",
     "HeadRouterGallery",
     "HeadRouterPictures",
+    "JSONLPredictionWriter",
     "ProfileCalibration",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from headrouter_pl.data.audio import AudioError, check_audible
 from headrouter_pl.data.records import AudioPrompt, read_records
@@ -75,6 +75,7 @@ class AudioPromptDataModule(L.LightningDataModule):
         self.system_prompt = system_prompt
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self._left_out: Set[str] = frozenset()
 
     def train_dataloader(self) -> DataLoader[AudioPrompt]:
         """Shuffled training batches, with labels."""
@@ -97,14 +98,21 @@ class AudioPromptDataModule(L.LightningDataModule):
         records = self.records[stage]
         return read_records(records, columns=self.columns, task=self.task) if isinstance(records, str) else records
 
+    def leave_out(self, keys: Collection[str]) -> None:
+        """Leaves records of these keys out of prediction: they have been predicted before."""
+        self._left_out = frozenset(keys)
+
     def _loader(self, stage: str, *, shuffle: bool = False) -> DataLoader[AudioPrompt]:
         records = self.read(stage)
         if stage != "train" and isinstance(records, list):
             _check_keys(records)
         if (stage == "train" or self.on_bad_audio == "error") and isinstance(records, list):
             _check_files(records)
+        chosen: Any = records
+        if stage == "predict" and self._left_out:
+            chosen = Subset(chosen, [i for i, record in enumerate(records) if record.key not in self._left_out])
         return DataLoader(
-            records,  # type: ignore[arg-type]
+            chosen,
             batch_size=self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
