@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from headrouter_pl.callbacks._common import find_tokenizer
 from headrouter_pl.callbacks.head_router import HeadRouterCallback
+from headrouter_pl.data.chat import audio_extractor
 from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.pictures import Gallery, GallerySample, GalleryView, route_parts
 from headrouter_pl.pruning import AudioTokenPruner
@@ -198,7 +199,7 @@ class HeadRouterGallery(Callback):
         """Waveform, sampling rate and question of a sample."""
         data: Any = getattr(trainer, "datamodule", None)
         owner = module if hasattr(module, "processor") else data
-        rate = owner.processor.feature_extractor.sampling_rate
+        rate = audio_extractor(owner.processor).sampling_rate
         if "audio" in batch and "prompts" in batch:
             given = batch["audio"][row]
             clips = [given] if not isinstance(given, (list, tuple)) else list(given)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from headrouter_pl.data.audio import AudioError, check_audible
+from headrouter_pl.data.chat import audio_extractor, encode_chats
 from headrouter_pl.data.records import AudioPrompt, read_records
 from headrouter_pl.errors import ConfigurationError
 
@@ -141,7 +142,7 @@ class AudioPromptDataModule(L.LightningDataModule):
                 continue
             usable.append(record)
             clips.append(parts)
-        batch = self._batch(usable, [self._render(record) for record in usable], clips)
+        batch = self._batch(usable, clips)
         return {
             **batch,
             "task_names": [record.task for record in usable],
@@ -151,29 +152,12 @@ class AudioPromptDataModule(L.LightningDataModule):
 
     def collate_train(self, records: Sequence[AudioPrompt]) -> dict[str, Any]:
         """A batch to train on: like :meth:`collate`, with the answers in the text and ``inputs["labels"]``."""
-        prompts = [self._render(record) for record in records]
-        texts = [self._render(record, answered=True) for record in records]
-        tokenizer = self.processor.tokenizer
-        batch = self._batch(records, texts, [record.clips(self.sampling_rate) for record in records])
-        inputs = batch["inputs"]
-        labels = inputs["input_ids"].clone()
-        ends = inputs["attention_mask"].cumsum(1)
-        lengths = ends[:, -1]
-        for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            if not text.startswith(prompt):
-                raise AudioError(
-                    "the chat template renders the prompt differently once it is answered; cannot label it"
-                )
-            answer = len(tokenizer(text[len(prompt) :], add_special_tokens=False)["input_ids"])
-            labels[row, ends[row] <= lengths[row] - answer] = -100
-        labels[inputs["attention_mask"] == 0] = -100
-        inputs["labels"] = labels
-        return batch
+        return self._batch(records, [record.clips(self.sampling_rate) for record in records], answered=True)
 
     @property
     def sampling_rate(self) -> int:
         """Hz, of the audio that the processor takes."""
-        return self.processor.feature_extractor.sampling_rate
+        return audio_extractor(self.processor).sampling_rate
 
     def _clips(self, record: AudioPrompt) -> list[np.ndarray]:
         clips = record.clips(self.sampling_rate)
@@ -183,17 +167,8 @@ class AudioPromptDataModule(L.LightningDataModule):
                 check_audible(samples, path or record.key or record.prompt)
         return clips
 
-    def _render(self, record: AudioPrompt, *, answered: bool = False) -> str:
-        content = [{"type": "audio"} for _ in record.parts()]
-        conversation = [{"role": "user", "content": [*content, {"type": "text", "text": record.prompt}]}]
-        if self.system_prompt is not None:
-            conversation.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
-        if answered:
-            conversation.append({"role": "assistant", "content": [{"type": "text", "text": record.answer}]})
-        return self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=not answered)
-
     def _batch(
-        self, records: Sequence[AudioPrompt], texts: list[str], clips: Sequence[Sequence[np.ndarray]]
+        self, records: Sequence[AudioPrompt], clips: Sequence[Sequence[np.ndarray]], *, answered: bool = False
     ) -> dict[str, Any]:
         batch: dict[str, Any] = {
             "inputs": {},
@@ -203,13 +178,8 @@ class AudioPromptDataModule(L.LightningDataModule):
         }
         if records:
             try:
-                inputs = self.processor(
-                    text=texts,
-                    audio=[part for parts in clips for part in parts],
-                    sampling_rate=self.sampling_rate,
-                    # Of the text alone: how to pad audio is for the processor to say, some take whole windows only.
-                    text_kwargs={"padding": True, "padding_side": "left"},
-                    return_tensors="pt",
+                batch["inputs"] = encode_chats(
+                    self.processor, records, clips, answered=answered, system_prompt=self.system_prompt
                 )
             except ValueError as error:
                 several = [(record, parts) for record, parts in zip(records, clips, strict=True) if len(parts) > 1]
@@ -221,7 +191,6 @@ class AudioPromptDataModule(L.LightningDataModule):
                     f"{(record.key or record.prompt)!r} asks about {len(parts)} recordings, and {name} refuses this "
                     f"batch: {error} If it takes one recording a question, leave such questions out."
                 ) from error
-            batch["inputs"] = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
             batch["cut_seconds"] = self._cut(records, clips, batch["inputs"])
         return batch
 
@@ -249,7 +218,7 @@ class AudioPromptDataModule(L.LightningDataModule):
         limit = getattr(self.processor, "max_audio_len", None)
         if limit:
             return [limit] * count, f"processor.max_audio_len is {limit} s"
-        hop = getattr(self.processor.feature_extractor, "hop_length", None)
+        hop = getattr(audio_extractor(self.processor), "hop_length", None)
         mask = next((inputs[name] for name in _MASKS if name in inputs), None)
         if hop and mask is not None and mask.ndim == 2 and len(mask) == count:  # a row a recording
             # A row that is full may have been cut there; one that is not shows the end of the audio.

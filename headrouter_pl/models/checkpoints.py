@@ -23,6 +23,12 @@ PROJECTOR = "multi_modal_projector"
 PROJECTOR_FILE = "projector.safetensors"
 """Where a trained projector lies, beside the two files of peft's format."""
 _ADAPTER_FILE = "adapter_model.safetensors"
+_PARTS = {
+    # Checkpoints that can speak: the part that listens and writes is loaded, whose generate is the common one.
+    "Qwen2_5OmniModel": "Qwen2_5OmniThinkerForConditionalGeneration",  # the name in the published ones
+    "Qwen2_5OmniForConditionalGeneration": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "Qwen3OmniMoeForConditionalGeneration": "Qwen3OmniMoeThinkerForConditionalGeneration",
+}
 
 
 def load_checkpoint(
@@ -36,8 +42,8 @@ def load_checkpoint(
     """Loads a model with its processor.
 
     Args:
-        name: Name or path of a checkpoint; ``"pocket"``, the trained pocket model; or ``"pocket-untrained"``, its parts
-            without what training added.
+        name: Name or path of a checkpoint, of which an Omni model's thinker is loaded; ``"pocket"``, the trained pocket
+            model; or ``"pocket-untrained"``, its parts without what training added.
         processor: Its processor, if it is there already.
         dtype: Of the weights; the checkpoint's own, and float32 for the pocket model, if None.
         attn_implementation: As in ``from_pretrained``.
@@ -63,7 +69,7 @@ def load_checkpoint(
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(name)
-    architectures: Sequence[str] = config.architectures or ()
+    architectures: Sequence[str] = [_PARTS.get(each, each) for each in config.architectures or ()]
     known = [getattr(transformers, each) for each in architectures if hasattr(transformers, each)]
     if not known:
         raise HeadRouterError(f"{name} names the architectures {list(architectures)}; none is in transformers.")

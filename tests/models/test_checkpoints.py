@@ -88,6 +88,19 @@ def test_a_merged_checkpoint_has_one_dtype(tmp_path: Path) -> None:
     assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("architecture", ["Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration"])
+def test_of_an_omni_checkpoint_the_thinker_is_loaded(tmp_path: Path, architecture: str) -> None:
+    whole = tiny.build("qwen2_5_omni")
+    whole.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
+    thinker, _ = load_checkpoint(str(tmp_path), Processor())  # type: ignore[arg-type]
+    assert type(thinker).__name__ == "Qwen2_5OmniThinkerForConditionalGeneration"
+    batch = tiny.inputs("qwen2_5_omni", whole, [[20], [9]])
+    with torch.no_grad():
+        assert torch.equal(thinker(**batch).logits, whole.thinker(**batch).logits)
+
+
 class TestRefusals:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
