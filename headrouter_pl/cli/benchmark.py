@@ -62,7 +62,7 @@ def benchmark(
         encoder_layers: Layers of its audio encoder, likewise.
         threads: Processor threads for torch; as torch has it by default.
         runs: Counted runs of each kind, after one warm-up of each.
-        decode_tokens: Tokens to decode in each.
+        decode_tokens: Tokens to decode in each; 0 to measure prefill alone.
         memory: Whether to measure peak memory (on a CPU a fresh process for each kind).
         max_minutes: Begin no new length, batch size or attention after so long.
         log: Where to keep rows, as JSON lines.
@@ -82,7 +82,7 @@ def benchmark(
         "lengths": lengths, "keep_ratios": keep_ratios, "batch_sizes": batch_sizes, "layers": layers,
         "attention": attention,
     }  # fmt: skip
-    _check(axes, runs=runs, threads=threads, output=output)
+    _check(axes, runs=runs, threads=threads, decode_tokens=decode_tokens, output=output)
     bench = _Bench(model, dtype, num_layers, encoder_layers, threads)
     fixed = {"shape": model, "dtype": dtype, "num_layers": bench.num_layers, "encoder_layers": encoder_layers,
              "scorer": scorer}  # fmt: skip
@@ -147,13 +147,21 @@ def scaling(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return fits
 
 
-def _check(axes: Mapping[str, Sequence[Any]], *, runs: int, threads: int | None, output: str | None) -> None:
+def _check(
+    axes: Mapping[str, Sequence[Any]], *, runs: int, threads: int | None, decode_tokens: int, output: str | None
+) -> None:
     for name, values in axes.items():
         if not values or len(set(values)) < len(values):
             raise ConfigurationError(f"{name} must name at least one value, and each once, got {list(values)}.")
-    for name, number in (("batch_sizes", min(axes["batch_sizes"])), ("runs", runs), ("threads", threads or 1)):
+    for name, number in (
+        ("batch_sizes", min(axes["batch_sizes"])),
+        ("runs", runs),
+        ("threads", 1 if threads is None else threads),
+    ):
         if number < 1:
             raise ConfigurationError(f"{name} must be at least 1, got {number}.")
+    if decode_tokens < 0:
+        raise ConfigurationError(f"decode_tokens must be at least 0, got {decode_tokens}.")
     if output is not None and Path(output).suffix != ".json":
         raise ConfigurationError(f"output must be a .json file; its page and figure go beside it. Got {output!r}.")
 
