@@ -1,0 +1,122 @@
+"""What ``headrouter-pl benchmark`` prints and writes: a table, a page and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headrouter_pl.cli.tables import dump_figures, format_table
+from headrouter_pl.results import write_text
+
+_Row = Mapping[str, Any]
+
+LEGEND = """\
+Ratios are pruned / unpruned, of medians of alternating runs. Ideal: of the FLOPs of the decoder's layers, by formula.
+Overhead: laying out, probing, routing and selecting, of the unpruned prefill. Hooks: decoding with them / on the same
+cache without. KV: keys and values found in the cache, and in brackets what the formula says of them."""
+
+
+def write_report(figures: Mapping[str, Any], path: Path) -> None:
+    """Writes the figures as JSON, and beside it a page (``.md``) and the speed-up over the length (``.png``).
+
+    Args:
+        figures: What ``benchmark`` returns.
+        path: Of the JSON file.
+    """
+    written = [path]
+    write_text(path, dump_figures(figures))
+    if figures["rows"]:
+        written += [path.with_suffix(".md"), path.with_suffix(".png")]
+        write_text(written[1], page(figures))
+        draw(figures, written[2])
+    print(f"Written: {', '.join(map(str, written))}")
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """All tables, as Markdown."""
+    rows, routing = figures["rows"], figures["new_prompt_routing_s"]
+    parts = [
+        f"# Speed and memory, {rows[0]['shape']}\n\n`{figures['command']}`\n\n"
+        f"{figures['device']}; torch {figures['torch']}, transformers {figures['transformers']}; {rows[0]['dtype']}; "
+        f"n = {rows[0]['runs']} runs of each. A new prompt is routed in {1000 * routing:.2f} ms.\n\n{LEGEND}",
+        format_rows(rows),
+        "## Seconds\n\nMedian (lowest to highest).\n\n" + format_table([_times(row) for row in rows]),
+    ]
+    if figures["scaling"]:
+        parts.append("## Overhead over length\n\nA line through it.\n\n" + format_table(figures["scaling"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def format_rows(rows: Sequence[_Row]) -> str:
+    """The ratios, a line for each row."""
+    return format_table([
+        _setting(row) | {
+            "prefill": _cell(row["prefill_ratio"]), "ideal": _cell(row["ideal_ratio"]),
+            "overhead": f"{row['overhead_share']:.2%}", "first token": _cell(row["first_token_ratio"]),
+            "decode": _cell(row["decode_ratio"]), "hooks": _cell(row["decode_hooks_ratio"]),
+            "peak memory": _cell(row["peak_memory_ratio"]),
+            "KV MiB": f"{row['kv_bytes'] / 2**20:.1f} ({row['kv_bytes_formula'] / 2**20:.1f})",
+        }
+        for row in rows
+    ])  # fmt: skip
+
+
+def _setting(row: _Row) -> dict[str, Any]:
+    return {
+        "audio": f"{row['batch']} x {row['length_s']:g} s", "attention": row["attention"], "K": row["layer"],
+        "kept": f"{row['keep_ratio']:g}",
+    }  # fmt: skip
+
+
+def _times(row: _Row) -> dict[str, Any]:
+    def spread(times: Sequence[float] | None) -> str:
+        return "-" if times is None else f"{times[0]:.4g} ({times[1]:.4g} to {times[2]:.4g})"
+
+    return _setting(row) | {
+        "encoder": spread(row["encoder_s"]),
+        **{
+            f"{title}{suffix.replace('_', ', ')}": spread(row[f"{name}_s{suffix}"])
+            for title, name in (("prefill", "prefill"), ("first token", "first_token"), ("decode a token", "decode"))
+            for suffix in ("", "_unpruned")
+        },
+    }
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def draw(figures: Mapping[str, Any], path: Path) -> None:
+    """Draws the speed-up of prefill over the length, a line for each ratio, with the ideal dashed.
+
+    Args:
+        figures: What ``benchmark`` returns, of at least one row.
+        path: The PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = figures["rows"]
+    panels = list(dict.fromkeys((row["batch"], row["attention"], row["layer"]) for row in rows))
+    ratios = list(dict.fromkeys(row["keep_ratio"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.2 * len(panels) + 2, 4.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for number, ratio in enumerate(ratios):
+            line = [row for row in rows if (row["batch"], row["attention"], row["layer"]) == panel]
+            line = sorted((row for row in line if row["keep_ratio"] == ratio), key=lambda row: row["length_s"])
+            across, colour = [row["length_s"] for row in line], f"C{number % 10}"
+            axis.plot(across, [1 / row["prefill_ratio"] for row in line], "o-", color=colour, label=f"{ratio:g} kept")
+            axis.plot(across, [1 / row["ideal_ratio"] for row in line], "x--", color=colour, linewidth=1)
+        axis.set_title("batch {}, {}, K = {}".format(*panel), fontsize=10)
+        axis.set_xlabel("audio / s")
+    axes[0][0].plot([], [], "x--", color="0.5", label="ideal, by FLOPs")
+    axes[0][0].set_ylabel("speed-up of the decoder's prefill")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.suptitle(f"{rows[0]['shape']}, {rows[0]['dtype']}, {figures['device']}", fontsize=11)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
