@@ -1,7 +1,7 @@
 """What the documentation tells people to type: Python blocks run, commands parse, configurations are read.
 
-A page's Python blocks share their names, as a reader's session would; ``support/page_names.py`` says which others they may use.
-A block that cannot run here stands under a comment ``<!-- not run: why -->``.
+A page's Python blocks share their names, as a reader's session would; ``support/page_names.py`` says which others they
+may use. A block that cannot run here stands under a comment ``<!-- not run: why -->``.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _registries() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_quiet", "_registries")
-@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if any(b.kind == "python" for b in blocks(page))])
+@pytest.mark.parametrize("name", dict.fromkeys(block.page.name for block in every("python")))
 def test_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

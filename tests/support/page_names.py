@@ -15,8 +15,8 @@
 ``image_logger``
     A Lightning logger that takes images; its ``pictures`` is the set of their names.
 
-The working directory is a folder of the page's own, with ``recordings.jsonl`` and two WAV files. The pocket model's loaders give
-``model`` and ``processor``, and still refuse wrong arguments.
+The working directory is a folder of the page's own, with ``recordings.jsonl`` and two WAV files. The pocket model's
+loaders give ``model`` and ``processor``, and still refuse wrong arguments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import soundfile
 import tiny
 import tiny_pocket
@@ -62,9 +61,7 @@ def make_processor() -> Any:
 
 
 def records(count: int = 6) -> list[AudioPrompt]:
-    return [
-        AudioPrompt(tiny_pocket.noise(i, 1 + i % 2), QUESTIONS[i % 3][0], "yes", f"clip {i}") for i in range(count)
-    ]
+    return [AudioPrompt(tiny_pocket.noise(i, 1 + i % 2), QUESTIONS[i % 3][0], "yes", f"clip {i}") for i in range(count)]
 
 
 class Labelled(L.LightningDataModule):
