@@ -23,7 +23,7 @@ class AudioPrompt:
 
     Attributes:
         audio: float32 samples ``[n]`` at the processor's rate, the path of a file, a file in memory, or several of
-        these.
+            these.
         prompt: The question, as the model is asked it.
         answer: The right answer; may be empty for prediction. A letter, where there are options.
         key: What to call the sample in results.
