@@ -115,6 +115,7 @@ class LALMModule(L.LightningModule):
         elif adapter is not None:
             model = load_adapter(model, adapter)
         self.model: nn.Module = model
+        self._sharded = False
         self.train_projector = train_projector
         if train_projector:
             if lora is None and adapter is None:
@@ -142,6 +143,19 @@ class LALMModule(L.LightningModule):
             saved = torch.load(initial_checkpoint, map_location="cpu", weights_only=True)
             self.on_load_checkpoint(saved)
             self.load_state_dict(saved["state_dict"], strict=False)
+
+    def configure_model(self) -> None:
+        """Shards the weights by FSDP2, under ``ModelParallelStrategy``: each decoder layer, and the rest together."""
+        if self.device_mesh is None or self._sharded:
+            return
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh = self.device_mesh["data_parallel"]
+        for layer in find_lalm(self.model).layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        register_fsdp_forward_method(self.model, "generate")  # which calls inner forwards alone
+        self._sharded = True
 
     def forward(self, **inputs: Any) -> Any:
         """The model's own forward."""
@@ -218,6 +232,8 @@ class LALMModule(L.LightningModule):
         settings = self.generate_settings
         if limits and not self.set_length:
             settings = {**settings, "max_new_tokens": max(limits)}
+        if self._sharded:
+            settings = {**settings, "synced_gpus": True}  # all processes gather weights at each step
         output = self.model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]  # type: ignore[operator]
         if limits and not self.set_length and len(set(limits)) > 1:
             output = [row[:limit] for row, limit in zip(output, limits, strict=True)]  # as in a batch of its own
@@ -280,7 +296,14 @@ class LALMModule(L.LightningModule):
             HeadRouterError: If there is no adapter.
         """
         strategy = None if self._trainer is None else self.trainer.strategy
-        state = self.state_dict() if strategy is None else strategy.lightning_module_state_dict()
+        state: Mapping[str, Any]
+        if self._sharded:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+            state = get_model_state_dict(self, options=options)
+        else:
+            state = self.state_dict() if strategy is None else strategy.lightning_module_state_dict()
         if strategy is None or strategy.is_global_zero:
             own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
             save_adapter(self.model, folder, own, projector=self.train_projector)

@@ -1,0 +1,102 @@
+"""LALMModule sharded by FSDP2 over two processes, beside the same run under DDP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from two_processes import run_two
+
+SCRIPT = """
+import sys
+sys.path[:0] = PATH
+import json
+from pathlib import Path
+
+import lightning as L
+import tiny
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from peft import LoraConfig
+from torch.utils.data import DataLoader
+
+from headrouter_pl import HeadRouterCallback, LALMModule
+from headrouter_pl.callbacks import AdapterExport
+
+torch.set_num_threads(1)
+FAMILY = "audioflamingo3"
+
+
+class Processor:
+    tokenizer = None
+
+    def batch_decode(self, ids, skip_special_tokens=False):
+        return [" ".join(f"w{int(i)}" for i in row) for row in ids]
+
+
+def data():
+    model, batches = tiny.build(FAMILY), []
+    for index, clips in enumerate([[[20], [9]], [[12], [14]], [[8], [16]], [[11], [20]]]):
+        inputs = tiny.inputs(FAMILY, model, clips, seed=index)
+        labels = torch.full_like(inputs["input_ids"], -100)
+        labels[:, -3:] = inputs["input_ids"][:, -3:]
+        batches.append({
+            "inputs": {**inputs, "labels": labels}, "answers": ["w9 w9", "w8"], "keys": [f"{index}a", f"{index}b"],
+        })
+    return DataLoader(batches, batch_size=None)
+
+
+class Losses(L.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        self.seen.append(float(outputs["loss"]))
+
+
+
+kind = Path("kind.txt").read_text()
+strategy = "ddp_find_unused_parameters_true"
+if kind == "fsdp2":
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+torch.manual_seed(0)
+module = LALMModule(
+    tiny.build(FAMILY), Processor(), lora=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), learning_rate=0.02,
+    generate={"max_new_tokens": 4},
+)
+losses = Losses()
+trainer = L.Trainer(
+    accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_checkpointing=False,
+    enable_progress_bar=False, enable_model_summary=False, max_epochs=1, num_sanity_val_steps=0,
+    callbacks=[HeadRouterCallback(0.5, scorer="fastv", stages=("fit", "validate")), losses, AdapterExport("adapter")],
+)
+trainer.fit(module, data(), data())
+metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+sharded = sum(type(p).__name__ == "DTensor" for p in module.parameters())
+found = {"losses": losses.seen, "metrics": metrics, "sharded": sharded}
+Path(f"{trainer.global_rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_fsdp2_trains_prunes_and_scores_as_ddp_does(tmp_path: Path) -> None:
+    found: dict[str, list[Any]] = {}
+    for kind in ("ddp", "fsdp2"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "kind.txt").write_text(kind)
+        found[kind] = run_two(SCRIPT, __file__, folder)
+    assert all(rank["sharded"] == 0 for rank in found["ddp"])
+    assert all(rank["sharded"] > 50 for rank in found["fsdp2"])
+    for one, other in zip(found["ddp"], found["fsdp2"], strict=True):
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)
+        assert other["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+        assert one["metrics"]["headrouter/keep_ratio"] == 0.5
+    ddp, fsdp2 = (load_file(tmp_path / kind / "adapter" / "adapter_model.safetensors") for kind in ("ddp", "fsdp2"))
+    assert ddp.keys() == fsdp2.keys()
+    for name, value in ddp.items():
+        torch.testing.assert_close(fsdp2[name], value, rtol=1e-3, atol=1e-4)
+    assert any(value.abs().max() > 1e-3 for name, value in ddp.items() if "lora_B" in name)
