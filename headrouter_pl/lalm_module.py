@@ -296,16 +296,18 @@ class LALMModule(L.LightningModule):
             HeadRouterError: If there is no adapter.
         """
         strategy = None if self._trainer is None else self.trainer.strategy
-        state: Mapping[str, Any]
+        state: dict[str, Any]
         if self._sharded:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
             options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-            state = get_model_state_dict(self, options=options)
+            state = dict(get_model_state_dict(self, options=options))
         else:
             state = self.state_dict() if strategy is None else strategy.lightning_module_state_dict()
         if strategy is None or strategy.is_global_zero:
-            own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+            own: dict[str, Any] = {
+                name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")
+            }
             save_adapter(self.model, folder, own, projector=self.train_projector)
         return Path(folder)
 
