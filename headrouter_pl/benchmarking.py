@@ -19,8 +19,8 @@ from headrouter_pl.pruning.engine import PruningEngine
 from headrouter_pl.pruning.timing import time_prefills
 
 __all__ = [
-    "PARTS", "Run", "compare_runs", "count_syncs", "linear_fit", "measure", "part_clock", "peak_bytes", "run_once",
-    "time_routing",
+    "PARTS", "Run", "cache_bytes", "compare_runs", "count_syncs", "linear_fit", "measure", "now", "part_clock",
+    "peak_bytes", "run_once", "time_routing",
 ]  # fmt: skip
 
 PARTS = {

@@ -177,10 +177,11 @@ class _Block:
     settings: Mapping[str, tuple[int, float]]
 
 
-class _FixedPrompt:
+class FixedPrompt:
     """Stands in for the tokenizer of a model of random weights, whose text means nothing."""
 
     def batch_decode(self, sequences: Sequence[Any], *, skip_special_tokens: bool) -> list[str]:
+        """The one prompt for each sequence."""
         return [PROMPT] * len(sequences)
 
 
@@ -204,7 +205,7 @@ class _Bench:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         checkpoint = "/" in name or Path(name).is_dir()
         self.shape = None if checkpoint else get_shape(name)
-        self.tokenizer: Any = _FixedPrompt()
+        self.tokenizer: Any = FixedPrompt()
         if self.shape is not None:
             self.model = self.shape.build(
                 device=device, dtype=kind, num_layers=num_layers, encoder_layers=encoder_layers

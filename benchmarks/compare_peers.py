@@ -1,0 +1,226 @@
+"""Ours beside the same pruning in the way of the peers (`benchmarks/peers`): time, memory, accuracy.
+
+Prefill, decoding, peak memory and KV bytes are measured on random weights of a model's shape, all methods taking turns;
+accuracy, where asked for, on the Pocket benchmark with trained weights, all methods on the same questions.
+
+    python benchmarks/compare_peers.py --questions 200 --output docs/data/peers.json
+
+Peak memory is that of one prefill in a fresh process (Linux), or allocated GPU memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import PEERS
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from headrouter_pl import AudioTokenPruner
+from headrouter_pl.benchmarking import cache_bytes, now, peak_bytes
+from headrouter_pl.cli.benchmark import FixedPrompt
+from headrouter_pl.cli.compare import mix
+from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, load_model
+from headrouter_pl.cli.tables import dump_figures, format_table, machine
+from headrouter_pl.data.audio import read_audio
+from headrouter_pl.data.pocket.benchmark import PocketBenchmark
+from headrouter_pl.data.pocket.scoring import score_answer
+from headrouter_pl.models.answering import EncodedPrompter
+from headrouter_pl.models.encoded import encoded_audio
+from headrouter_pl.models.shapes import get_shape
+from headrouter_pl.pruning.timing import time_prefills
+from headrouter_pl.results import write_text
+
+OURS = {"headrouter": "headrouter", "headrouter-pl, fastv": "fastv", "headrouter-pl, dart": "dart"}
+"""Our methods -> scorers: the default one, and those of two peers."""
+UNPRUNED = "unpruned"
+METHODS = (UNPRUNED, *OURS, *PEERS)
+Inputs = Mapping[str, Tensor]
+
+
+def pruned(method: str, model: Any, ratio: float, layer: int, tokenizer: Any) -> AbstractContextManager[Any]:
+    """The context in which a model is pruned by a method."""
+    if method == UNPRUNED:
+        return nullcontext()
+    if method in OURS:
+        return AudioTokenPruner(ratio, layer=layer, scorer=OURS[method], tokenizer=tokenizer)(model)
+    return PEERS[method](model, ratio, layer)
+
+
+@torch.inference_mode()
+def generate(model: Any, inputs: Inputs, tokens: int, eos: int | None = None) -> tuple[list[int], int, list[float]]:
+    """Greedy decoding, the same for all methods, whose caches may hold fewer keys than the tokens they stand for.
+
+    Args:
+        model: The model, pruned or not.
+        inputs: What its forward takes for one prompt, without a mask.
+        tokens: Tokens to decode after the first, at most.
+        eos: The token to stop at.
+
+    Returns:
+        The tokens, bytes of the cache after the prefill, and the seconds of each step of decoding.
+    """
+    cache = DynamicCache()
+    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    held, length, found, steps = cache_bytes(cache), inputs["input_ids"].shape[1], [], []
+    for step in range(tokens + 1):
+        token = output.logits[:, -1:].argmax(-1)
+        if eos is not None and int(token) == eos:
+            break
+        found.append(token)
+        if step < tokens:
+            started = now()
+            output = model(
+                input_ids=token,
+                past_key_values=cache,
+                use_cache=True,
+                position_ids=torch.full_like(token, length + step),
+            )
+            steps.append(now() - started)
+    return [int(token) for token in found], held, steps
+
+
+def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time and memory of each method at each ratio, pruned / unpruned, in alternating runs."""
+    model, inputs = build(given)
+    keys = [(UNPRUNED, 1.0), *((method, ratio) for ratio in given.keep_ratios for method in METHODS[1:])]
+    prefills: dict[Any, list[float]] = {key: [] for key in keys}
+    decodes: dict[Any, list[float]] = {key: [] for key in keys}
+    held: dict[Any, int] = {}
+    turns = [(number, key) for number in range(given.runs + 1) for key in keys]
+    for number, (method, ratio) in tqdm(turns, desc=f"{given.shape}, {given.seconds:g} s", unit="run"):
+        context = pruned(method, model, ratio, given.layer, FixedPrompt())
+        with context, time_prefills(model) as times:
+            _, held[method, ratio], steps = generate(model, inputs, given.tokens)
+        if number:  # the first is a warm-up
+            prefills[method, ratio] += times
+            decodes[method, ratio].append(statistics.median(steps))
+    base = keys[0]
+    peaks = {key: peak_of(given, *key) if given.memory else None for key in tqdm(keys, desc="peak memory", unit="run")}
+    return [
+        {"peer": method, "keep_ratio": ratio, "shape": given.shape, "num_layers": given.num_layers,
+         "length_s": given.seconds, "batch": 1, "layer": given.layer, "attention": "sdpa", "dtype": given.dtype,
+         "prefill_ratio": rounded(statistics.median(prefills[key]) / statistics.median(prefills[base])),
+         "prefill_s": spread(prefills[key]),
+         "decode_ratio": rounded(statistics.median(decodes[key]) / statistics.median(decodes[base])),
+         "decode_s": spread(decodes[key]),
+         "peak_memory_ratio": rounded(peaks[key] / peaks[base]) if given.memory else None, "peak_bytes": peaks[key],
+         "kv_bytes": held[key], "kv_ratio": rounded(held[key] / held[base]), "runs": given.runs}
+        for key in keys
+        for method, ratio in [key]
+    ]  # fmt: skip
+
+
+def build(given: argparse.Namespace) -> tuple[Any, dict[str, Tensor]]:
+    """A random model of the shape, and its inputs."""
+    torch.set_num_threads(given.threads)
+    shape = get_shape(given.shape)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = shape.build(
+        device=device, dtype=getattr(torch, given.dtype), num_layers=given.num_layers,
+        encoder_layers=given.encoder_layers,
+    )  # fmt: skip
+    return model, shape.inputs(model, given.seconds)
+
+
+def peak_of(given: argparse.Namespace, method: str, ratio: float) -> int:
+    """Peak memory of one prefill, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return int(pool.apply(peak_here, (given, method, ratio)))
+
+
+def peak_here(given: argparse.Namespace, method: str, ratio: float) -> int:
+    model, inputs = build(given)
+    with pruned(method, model, ratio, given.layer, FixedPrompt()):
+        return peak_bytes(model, inputs)
+
+
+def ask(given: argparse.Namespace) -> dict[tuple[str, float], list[bool]]:
+    """Whether each method at each ratio answers each of so many questions rightly."""
+    torch.set_num_threads(given.threads)
+    model, processor = load_model(given.weights, None, getattr(torch, given.answer_dtype))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    benchmark = PocketBenchmark.open(given.split)
+    items = choose_items(mix(benchmark.items), given.lengths, None)[: given.questions]
+    prompter = EncodedPrompter(model, processor)
+    rate, eos = processor.feature_extractor.sampling_rate, processor.tokenizer.eos_token_id
+    keys = [(UNPRUNED, 1.0), *((method, ratio) for ratio in given.keep_ratios for method in METHODS[1:])]
+    right: dict[tuple[str, float], list[bool]] = {key: [] for key in keys}
+    with tqdm(total=len(items), desc="asking", unit="question") as bar:
+        for audio, scene in groupby(items, key=lambda item: item.audio):
+            encoded = prompter.encode(read_audio(benchmark.folder / audio, rate))
+            with encoded_audio(model):
+                for item in scene:
+                    inputs = prompter.inputs(encoded, item.prompt)
+                    del inputs["attention_mask"]  # one sample without padding
+                    for method, ratio in keys:
+                        with pruned(method, model, ratio, given.layer, processor):
+                            answer, _, _ = generate(model, inputs, MAX_NEW_TOKENS - 1, eos)
+                        text = processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
+                        right[method, ratio].append(score_answer(item, text).right)
+                    bar.update()
+    return right
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def spread(seconds: list[float]) -> list[float]:
+    """Median, lowest, highest."""
+    return [rounded(value) for value in (statistics.median(seconds), min(seconds), max(seconds))]
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="pocket")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of audio")
+    parser.add_argument("--keep_ratios", type=float, nargs="+", default=[0.5, 0.3, 0.1])
+    parser.add_argument("--layer", type=int, default=2, help="the prune layer K")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--num_layers", type=int, help="decoder layers, to measure a slice")
+    parser.add_argument("--encoder_layers", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=16, help="to decode")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--questions", type=int, default=0, help="of the Pocket benchmark to ask; 0 for none")
+    parser.add_argument("--weights", default="shipped", help="to answer with")
+    parser.add_argument("--answer_dtype", default="bfloat16", help="of these weights")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--lengths", type=int, nargs="+", help="seconds of the scenes to ask about; all by default")
+    parser.add_argument("--output", help="a JSON file")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    given = parse(arguments)
+    rows = measure(given)
+    right = ask(given) if given.questions else {}
+    for row in rows:
+        answers = right.get((row["peer"], row["keep_ratio"]))
+        row["accuracy"] = None if answers is None else rounded(statistics.mean(answers))
+        row["n"] = None if answers is None else len(answers)
+    shown = ("peer", "keep_ratio", "prefill_ratio", "decode_ratio", "peak_memory_ratio", "kv_ratio", "accuracy", "n")
+    print(format_table([{name: "-" if row[name] is None else row[name] for name in shown} for row in rows]))
+    command = shlex.join(["python", "benchmarks/compare_peers.py", *(sys.argv[1:] if arguments is None else arguments)])
+    figures = {"device": machine(), "command": command, "weights": given.weights, "split": given.split, "rows": rows}
+    if given.output:
+        write_text(Path(given.output), dump_figures(figures))
+        print(f"Written: {given.output}")
+    return figures
+
+
+if __name__ == "__main__":
+    main()
