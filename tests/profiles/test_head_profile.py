@@ -160,7 +160,7 @@ def test_load_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown profile 'shapr'\. Did you mean 'sharp'"):
         HeadProfile.load("shapr")
     for missing in (tmp_path / "missing.safetensors", tmp_path):
-        with pytest.raises(UnknownNameError, match="Known profiles: generic, sharp"):
+        with pytest.raises(UnknownNameError, match="Known profiles: generic, pocket, pocket-one-pass, sharp"):
             HeadProfile.load(missing)
 
 

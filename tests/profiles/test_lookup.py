@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,12 @@ def test_what_is_shipped_loads_and_is_told_apart() -> None:
         seen.add((*(profile.metadata[key] for key in keys), profile.metadata["layer"]))
         assert HeadProfile.load(path.stem).metadata == profile.metadata
     assert len(seen) == len(list(SHIPPED_FOLDER.glob("*.safetensors")))
+
+
+@pytest.mark.parametrize(("name", "layer", "pool"), [("pocket", 2, 4), ("pocket-one-pass", 3, None)])
+def test_the_pocket_models_profiles_come_with_the_package(name: str, layer: int, pool: int | None) -> None:
+    profile = HeadProfile.load(name)
+    assert (profile.metadata["layer"], profile.pool) == (str(layer), pool)
+    assert set(profile.types) == {"semantic", "voice", "sound"}
+    card = json.loads((Path(__file__).parents[2] / "docs" / "data" / "pocket_eval.json").read_text(encoding="utf-8"))
+    assert f"weights {card['weights']}," in profile.metadata["data"]  # fitted to the weights that are shipped
