@@ -11,10 +11,11 @@ import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -218,13 +219,14 @@ class PruningEngine:
             for index in self.probed:
                 self._hooks.extend(handle.read_query_key(index, self._read_query, self._read_key))
                 if self.scorer.probe is not None and self.scorer.probe.rotary and self.pool is None:
-                    hook = _LayerHook(self._read_rotary, index)
-                    self._hooks.append(handle.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+                    read = partial(self._read_rotary, index)
+                    self._hooks.append(handle.layers[index].register_forward_pre_hook(read, with_kwargs=True))
             if self.scorer.reads_embeddings or self.pool is not None:
                 self._hooks.append(handle.layers[0].register_forward_pre_hook(self._read_input, with_kwargs=True))
             for index in range(self.layer, handle.num_layers):
-                hook = _LayerHook(self._compact, index)
-                self._hooks.append(handle.layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+                # Not a closure: deepcopy of a hooked model copies what a partial is bound to.
+                compact = partial(self._compact, index)
+                self._hooks.append(handle.layers[index].register_forward_pre_hook(compact, with_kwargs=True))
                 # First, so that recorders and other hooks see the full sequence.
                 self._hooks.append(handle.layers[index].register_forward_hook(self._restore, prepend=True))
         except BaseException:
@@ -497,9 +499,15 @@ class PruningEngine:
     def _compact(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        forward = self._current()
-        if forward is None:
+        forward = FORWARD.get()
+        if forward is None or forward.engine is not self:
             return None
+        # At once where there is nothing to do, as at nearly every layer of every step of decoding.
+        if index != self.layer and forward.rows is None:
+            if forward.held is None:
+                return None
+            if forward.held.valid is None and len(args) < 2 and kwargs.get("attention_mask") is None:
+                return None
         given = self._bind(args, kwargs)
         cache = _cache_in(given)
         hidden: Tensor = given["hidden_states"]
@@ -525,8 +533,8 @@ class PruningEngine:
         return (given.pop("hidden_states"),), given
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
-        forward = self._current()
-        if forward is None or forward.rows is None or forward.full is None:
+        forward = FORWARD.get()
+        if forward is None or forward.full is None or forward.engine is not self:
             return None
         full, forward.full = forward.full, None
         if isinstance(output, tuple):
@@ -673,17 +681,6 @@ class _Uncompiled:
 
 
 _UNCOMPILED = _Uncompiled()
-
-
-class _LayerHook:
-    """A hook that knows its layer; an object, so that deepcopy of a hooked model copies what it is bound to."""
-
-    def __init__(self, hook: Callable[..., Any], index: int) -> None:
-        self.hook = hook
-        self.index = index
-
-    def __call__(self, *args: Any) -> Any:
-        return self.hook(self.index, *args)
 
 
 def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,8 +12,10 @@ import pytest
 import tiny
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from headrouter_pl import AudioTokenPruner, HeadRouterError
+from headrouter_pl.pruning.engine import PruningEngine
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
@@ -120,6 +122,25 @@ def test_deepcopy_of_a_hooked_model(batch: dict[str, torch.Tensor]) -> None:
         assert torch.equal(twin.generate(**batch, **settings), expected[1])
         assert len(report.prefills) == seen
     assert twin.generate.__self__ is twin
+
+
+@pytest.mark.parametrize(("attention", "work"), [("sdpa", 1), ("eager", 3)])
+def test_a_step_of_decoding_works_at_no_more_layers_than_it_must(
+    monkeypatch: pytest.MonkeyPatch, attention: str, work: int
+) -> None:
+    """At layer K the keys are counted; after it only masks are cut, where there are any."""
+    model = tiny.build("audioflamingo3", num_layers=4, attn_implementation=attention)
+    batch = tiny.inputs("audioflamingo3", model, [[20]])
+    del batch["attention_mask"]
+    cache, bound = DynamicCache(), []
+    bind = PruningEngine._bind
+    monkeypatch.setattr(PruningEngine, "_bind", lambda *args: bound.append(0) or bind(*args))
+    with torch.no_grad(), _pruner(layer=1)(model):
+        token = model(**batch, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        assert len(bound) >= 3
+        bound.clear()
+        model(input_ids=token, past_key_values=cache, use_cache=True)
+    assert len(bound) == work
 
 
 def test_the_model_can_be_freed() -> None:
