@@ -1,7 +1,7 @@
 """Draws the confusion matrices of an evaluation of the pocket model, and a learning curve over several.
 
     python benchmarks/pocket_pictures.py docs/data/pocket_eval.json --folder docs/images \
-        --curve 1200=first.json 1400=second.json 2706=third.json 3905=fourth.json
+        --curve 1200=first.json 1400=second.json 2706=third.json 3456=fourth750.json 3905=fourth.json
 
 The files are those of ``headrouter-pl evaluate --output``; of the curve, each of ``--checkpoint`` at a number of steps.
 """
@@ -62,14 +62,14 @@ def draw_curve(evaluations: dict[int, dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=90)
     axes = figure.add_subplot()
     for kind in ("semantic", "voice", "sound"):
-        shares = []
-        for evaluation in evaluations.values():
-            rows = [row for row in evaluation["rows"] if row["type"] == kind and isinstance(row["length_s"], int)]
-            count = sum(row["n"] for row in rows)
-            shares.append(sum(row["n"] * row["accuracy"] for row in rows) / count)
-        axes.plot(list(evaluations), shares, marker="o", label=f"{kind}, n = {count}")
+        found = [
+            row for evaluation in evaluations.values() for row in evaluation["rows"]
+            if (row["task"], row["type"], row["length_s"]) == ("all", kind, "8-15")
+        ]  # fmt: skip
+        shares = [row["accuracy"] for row in found]
+        axes.plot(list(evaluations), shares, marker="o", label=f"{kind}, n = {found[0]['n']}")
     axes.set_xlabel("steps of training")
-    axes.set_ylabel(f"share right, {next(iter(evaluations.values()))['split']} split")
+    axes.set_ylabel(f"share right, {next(iter(evaluations.values()))['split']} split, 8-15 s")
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.legend()
