@@ -42,6 +42,8 @@ FITS: Mapping[str, tuple[str, ...]] = {
 """How they are fitted, for each method; the first is the default."""
 
 MIN_BANDWIDTH = 1e-3
+SELF_CALIBRATION_BATCHES = 8
+"""Batches of a stage that ``profile="self"`` measures, where nothing else is said."""
 _FLAT = 1e-10
 _SAVE_SECONDS = 10.0  # sums are written no more often than this
 _STATE_FORMAT = "headrouter-calibration-1"

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from headrouter_pl.calibration import SelfCalibration
+from headrouter_pl.calibration import SELF_CALIBRATION_BATCHES, SelfCalibration
 from headrouter_pl.callbacks._common import find_tokenizer, sum_over_processes
 from headrouter_pl.errors import ConfigurationError, unknown_name
 from headrouter_pl.profiles import SHIPPED, HeadProfile
@@ -22,7 +22,6 @@ from headrouter_pl.routers import PromptRouter, Router
 from headrouter_pl.scorers import HeadRouterScorer, Scorer
 
 STAGES = ("fit", "validate", "test", "predict")
-DEFAULT_CALIBRATION_BATCHES = 8
 LOGGED_SUMS = ("samples", "audio_tokens_seen", "audio_tokens_kept", "kv_bytes_held", "kv_bytes_saved")
 SUMS = (
     *LOGGED_SUMS,
@@ -87,7 +86,7 @@ class HeadRouterCallback(Callback):
         scorer: str | Scorer = "headrouter",
         router: str | Router | PromptRouter = "joint",
         profile: str | HeadProfile = "auto",
-        calibration_batches: int = DEFAULT_CALIBRATION_BATCHES,
+        calibration_batches: int = SELF_CALIBRATION_BATCHES,
         tokenizer: Tokenizer | None = None,
         stages: Sequence[str] = ("validate", "test", "predict"),
         log: bool = True,
@@ -101,7 +100,7 @@ class HeadRouterCallback(Callback):
         itself = isinstance(profile, str) and profile == "self"
         if calibration_batches < 1:
             raise ConfigurationError(f"calibration_batches must be at least 1, got {calibration_batches}.")
-        if calibration_batches != DEFAULT_CALIBRATION_BATCHES and not itself:
+        if calibration_batches != SELF_CALIBRATION_BATCHES and not itself:
             raise ConfigurationError(
                 f"calibration_batches={calibration_batches} is for profile='self', and would be ignored with "
                 f"profile={profile!r}."

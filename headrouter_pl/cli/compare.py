@@ -51,7 +51,8 @@ def compare(
 
     Args:
         methods: The methods, each with ``name`` and ``scorer``, and perhaps ``profile``, ``router`` or ``types``,
-            ``layer``, ``seeds`` and ``init_args``; see :class:`headrouter_pl.comparison.Method`.
+            ``layer``, ``seeds`` and ``init_args``; see :class:`headrouter_pl.comparison.Method`. The profile "self" is
+            measured on the first eight questions, as HeadRouterCallback measures it on the first batches.
         keep_ratios: Shares of the audio tokens to keep; the unpruned model (1.0) is always asked.
         tested: Methods to test against all others, by paired bootstrap.
         drawn: Methods that the figures show; all by default.
@@ -90,6 +91,7 @@ def compare(
     model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))
+    asker.calibrate(items, benchmark.folder)
     configuration = {
         "weights": weights_digest(model),
         "dtype": dtype,
@@ -210,11 +212,52 @@ class Asker:
                     f"Method {method.name!r} has types for {sorted(method.types)}; there are questions of type "
                     f"{', '.join(sorted(missing))} too."
                 )
+            blank = dataclasses.replace(method, profile="generic") if method.profile == "self" else method
             for seed in method.seeds or (None,):
-                scorer = build_scorer(method, seed)
+                scorer = build_scorer(blank, seed)
                 for ratio in ratios:
                     pruner = AudioTokenPruner(ratio, layer=method.layer, scorer=scorer, tokenizer=processor)
                     self.runs.append(Run(method, seed, ratio, pruner.engine(model)))
+
+    def calibrate(self, items: Sequence[PocketItem], folder: Path) -> None:
+        """Measures the profile of each method whose profile is "self", on the first questions, unpruned.
+
+        Args:
+            items: The questions, those of one scene together.
+            folder: Of the audio.
+        """
+        import torch
+
+        from headrouter_pl.calibration import SELF_CALIBRATION_BATCHES, SelfCalibration
+        from headrouter_pl.data.audio import read_audio
+        from headrouter_pl.models.encoded import encoded_audio
+        from headrouter_pl.pruning import AudioTokenPruner
+        from headrouter_pl.scorers import HeadRouterScorer
+
+        rate = self.processor.feature_extractor.sampling_rate
+        measured: dict[str, HeadRouterScorer] = {}
+        for run in self.runs:
+            if run.method.profile != "self":
+                continue
+            if run.method.name not in measured:
+                scorer = run.engine.scorer
+                assert isinstance(scorer, HeadRouterScorer)
+                sums = SelfCalibration(run.engine.handle, run.engine.layer, scorer.router)
+                engine = sums.engine(self.processor)
+                for audio, scene in groupby(items[:SELF_CALIBRATION_BATCHES], key=lambda item: item.audio):
+                    encoded = self.prompter.encode(read_audio(folder / audio, rate))
+                    with encoded_audio(self.model), torch.inference_mode():
+                        engine.attach()
+                        try:
+                            for item in scene:
+                                self.model(**self.prompter.inputs(encoded, item.prompt), logits_to_keep=1)
+                        finally:
+                            engine.detach()
+                measured[run.method.name] = HeadRouterScorer(sums.profile(), scorer.router)
+            pruner = AudioTokenPruner(
+                run.ratio, layer=run.method.layer, scorer=measured[run.method.name], tokenizer=self.processor
+            )
+            run.engine = pruner.engine(self.model)
 
     def describe(self) -> list[dict[str, Any]]:
         """The methods with digests of what they have read: profiles, files."""

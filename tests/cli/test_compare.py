@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
 from tiny_pocket import PROMPTS, build, make_processor, make_questions, noise
 
-from headrouter_pl import AudioTokenPruner
+from headrouter_pl import AudioTokenPruner, HeadRouterCallback, LALMModule
 from headrouter_pl.cli import compare as command
 from headrouter_pl.cli import compare_report, main
 from headrouter_pl.cli.compare import KEEP_RATIOS, Asker, build_scorer, compare, mix, read_methods, read_ratios
@@ -143,6 +144,27 @@ class TestRows:
                 assert row["route"] == {kind: float(kind == row["type"]) for kind in ("semantic", "sound", "voice")}
             if row["method"] == "known":  # no more tokens than evidence, or as many
                 assert row["evidence_recall"] == min(1, row["applied_ratio"] * row["seconds"])
+
+
+def test_a_method_that_calibrates_itself(questions: PocketBenchmark, tmp_path: Path) -> None:
+    """Its head weights are those that the callback finds on the same questions, and its answers go by them."""
+    methods = [{"name": "self", "scorer": "headrouter", "profile": "self", "layer": 2}]
+    run(tmp_path, methods=methods, keep_ratios=[0.3])
+    (row,) = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["configuration"]["methods"]
+    asker = Asker(build(), make_processor(), read_methods(methods), [0.3], ["semantic", "voice"])
+    blank = asker.describe()[0]["digest"]
+    asker.calibrate(mix(questions.items), questions.folder)
+    assert asker.describe()[0]["digest"] == row["digest"] != blank
+    items = mix(questions.items)
+    records = [AudioPrompt(noise(int(i.audio[0]), i.seconds), i.prompt, key=i.key) for i in items]
+    callback = HeadRouterCallback(0.3, profile="self", layer=2)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[callback])
+    with pytest.warns(UserWarning, match="so none was pruned"):
+        trainer.predict(LALMModule(build(), make_processor()), AudioPromptDataModule(make_processor(), predict=records))
+    found, theirs = asker.runs[0].engine.scorer.profile, callback.calibrated["predict"]  # type: ignore[attr-defined]
+    assert found.types == theirs.types
+    torch.testing.assert_close(found.weights, theirs.weights, rtol=1e-4, atol=1e-5)
+    assert found.weights.std() > 0
 
 
 class TestResume:
