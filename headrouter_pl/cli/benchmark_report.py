@@ -38,8 +38,9 @@ def page(figures: Mapping[str, Any]) -> str:
     rows, routing = figures["rows"], figures["new_prompt_routing_s"]
     parts = [
         f"# Speed and memory, {rows[0]['shape']}\n\n`{figures['command']}`\n\n"
-        f"{figures['device']}; torch {figures['torch']}, transformers {figures['transformers']}; {rows[0]['dtype']}; "
-        f"n = {rows[0]['runs']} runs of each. A new prompt is routed in {1000 * routing:.2f} ms.\n\n{LEGEND}",
+        f"{figures['device']}; torch {figures['torch']}, transformers {figures['transformers']}; "
+        f"{rows[0]['num_layers']} decoder layers, {rows[0]['dtype']}; n = {rows[0]['runs']} runs of each. "
+        f"A new prompt is routed in {1000 * routing:.2f} ms.\n\n{LEGEND}",
         format_rows(rows),
         "## Seconds\n\nMedian (lowest to highest).\n\n" + format_table([_times(row) for row in rows]),
     ]

@@ -66,6 +66,7 @@ def test_command_prints_and_writes(no_new_process: None, tmp_path: Path, capsys:
     assert all(line in page for line in table)
     assert f"{ideals[0]:.3f}" in table[1]
     assert figures["command"] in page
+    assert "3 decoder layers, float32; n = 2 runs" in page
     assert "## Overhead over length" in page
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
