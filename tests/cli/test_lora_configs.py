@@ -91,3 +91,27 @@ def test_lora_is_on_every_decoder_layer_and_nothing_else(name: str, family: str)
     assert len(per_layer) == len(tiny.layers(family, adapted.get_base_model()))
     assert len(names) == 2 * 7 * len(per_layer)
     assert config["data"]["init_args"]["processor"] == config["model"]["init_args"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        ("ddp", "ddp_find_unused_parameters_true"),
+        ("fsdp2", "ModelParallelStrategy"),
+        ("deepspeed", "deepspeed_stage_2"),
+    ],
+)
+def test_strategies_go_after_another_configuration(
+    name: str, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([
+            "fit", "--config", str(CONFIGS / "lora_qwen2_audio.yaml"), "--config",
+            str(CONFIGS / f"strategy_{name}.yaml"), "--print_config",
+        ])  # fmt: skip
+    assert ended.value.code == 0
+    merged = yaml.safe_load(capsys.readouterr().out)
+    found = merged["trainer"]["strategy"]
+    assert strategy in (found if isinstance(found, str) else found["class_path"])
+    assert merged["model"]["init_args"]["model"] == "Qwen/Qwen2-Audio-7B-Instruct"
+    assert len(merged["trainer"]["callbacks"]) == 4
