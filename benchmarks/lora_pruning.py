@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from headrouter_pl.cli.tables import dump_figures, format_table, machine
 from headrouter_pl.data import AudioPromptDataModule
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
 from headrouter_pl.data.pocket.scoring import score_answer
+from headrouter_pl.results import write_text
 
 DECODER = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -53,13 +56,12 @@ def main() -> None:
         row["step_seconds"] = round(statistics.median(times[row["trained_at"]]), 3)
         row["step_time_ratio"] = round(row["step_seconds"] / whole, 3) if whole else None
     figures = {
-        "device": machine(), "command": f"python benchmarks/lora_pruning.py --steps {given.steps} "
-        f"--questions {given.questions} --lengths {' '.join(map(str, given.lengths))}",
+        "device": machine(), "command": shlex.join(["python", "benchmarks/lora_pruning.py", *sys.argv[1:]]),
         "questions": len(asked), "steps": len(train), "rows": rows,
     }  # fmt: skip
     print(format_table(rows))
     if given.output is not None:
-        given.output.write_text(dump_figures(figures), encoding="utf-8")
+        write_text(given.output, dump_figures(figures))
 
 
 def pick(split: str, lengths: list[int], count: int) -> list[tuple[Path, PocketItem]]:
@@ -110,13 +112,17 @@ def tune(
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
             losses.append(float(outputs["loss"]))
 
-    if not (folder / "losses.json").is_file():
+    settings = {"steps": given.steps, "lengths": given.lengths, "layer": given.layer}
+    done = folder / "losses.json"
+    if done.is_file() and (was := json.loads(done.read_text())["settings"]) != settings:
+        raise SystemExit(f"{done} is of a run with {was}: remove it, or name another --folder.")
+    if not done.is_file():
         module = make()
         pruner = [] if ratio == 1 else [HeadRouterCallback(ratio, layer=given.layer, stages=("fit",), log=False)]
         data = AudioPromptDataModule(module.processor, train=records(train))
         trainer(*pruner, Losses(), AdapterExport(str(adapter))).fit(module, data)
-        (folder / "losses.json").write_text(json.dumps(losses))
-    losses = json.loads((folder / "losses.json").read_text())
+        write_text(done, json.dumps({"settings": settings, "losses": losses}))
+    losses = json.loads(done.read_text())["losses"]
     row: dict[str, Any] = {"trained_at": ratio, "train_loss": round(statistics.mean(losses[len(losses) // 2 :]), 3)}
     module = make(adapter).eval()
     reader = AudioPromptDataModule(module.processor)

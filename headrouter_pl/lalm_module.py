@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.models import find_lalm
-from headrouter_pl.models.checkpoints import PROJECTOR, load_adapter, load_checkpoint, save_adapter, save_merged
+from headrouter_pl.models.checkpoints import (
+    PROJECTOR,
+    PROJECTOR_FILE,
+    load_adapter,
+    load_checkpoint,
+    save_adapter,
+    save_merged,
+)
 from headrouter_pl.models.encoded import EncodedAudio
 from headrouter_pl.tasks import Task, get_task
 from headrouter_pl.tasks.scoring import TaskScores, batch_tasks, parse_batch, score_batch
@@ -69,12 +76,12 @@ class LALMModule(L.LightningModule):
 
     def __init__(
         self,
-        model: PreTrainedModel | str,
+        model: PreTrainedModel | str | Path,
         processor: ProcessorMixin | None = None,
         *,
         task: str | Task = "transcription",
         lora: PeftConfig | None = None,
-        adapter: str | None = None,
+        adapter: str | Path | None = None,
         generate: Mapping[str, Any] | None = None,
         train_projector: bool = False,
         encoded_audio: bool = False,
@@ -92,9 +99,9 @@ class LALMModule(L.LightningModule):
         super().__init__()
         if lora is not None and adapter is not None:
             raise ConfigurationError("Give lora, for a new adapter, or adapter, for one that there is; not both.")
-        if isinstance(model, str):
+        if isinstance(model, (str, Path)):
             model, processor = load_checkpoint(
-                model,
+                str(model),
                 processor,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
@@ -116,7 +123,7 @@ class LALMModule(L.LightningModule):
             model = load_adapter(model, adapter)
         self.model: nn.Module = model
         self._sharded = False
-        self.train_projector = train_projector
+        self.save_projector = train_projector or (adapter is not None and (Path(adapter) / PROJECTOR_FILE).is_file())
         if train_projector:
             if lora is None and adapter is None:
                 raise HeadRouterError("train_projector is for lora; without lora, the projector trains with all else.")
@@ -125,6 +132,8 @@ class LALMModule(L.LightningModule):
         self.strict_loading = False  # of checkpoints without frozen weights; on_load_checkpoint checks the others
         self.processor = processor
         self.task = get_task(task)
+        if (generate or {}).get("num_return_sequences", 1) != 1:
+            raise ConfigurationError("generate may not set num_return_sequences: each sample has one answer to score.")
         self.generate_settings = {
             "do_sample": False,
             "max_new_tokens": self.task.max_new_tokens,
@@ -240,8 +249,13 @@ class LALMModule(L.LightningModule):
         return self.processor.batch_decode(output, skip_special_tokens=True)
 
     def _answers(self, batch: Batch) -> list[str]:
-        if not batch["keys"]:
-            return []  # no sample has audio that can be used
+        if not batch["keys"]:  # no sample has audio that can be used
+            if self._sharded:
+                raise HeadRouterError(
+                    "A batch has no usable audio, and other processes, which gather sharded weights together, would "
+                    "wait for this one. Mend the recordings, or set on_bad_audio='error' to see which they are."
+                )
+            return []
         return self.answer(batch["inputs"], [task.max_new_tokens for task in batch_tasks(batch, self.task)])
 
     def _to_model_dtype(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -296,6 +310,8 @@ class LALMModule(L.LightningModule):
             HeadRouterError: If there is no adapter.
         """
         strategy = None if self._trainer is None else self.trainer.strategy
+        if strategy is not None and strategy.lightning_module is not self:
+            strategy = None  # the trainer has gone on to another module
         state: dict[str, Any]
         if self._sharded:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -308,27 +324,40 @@ class LALMModule(L.LightningModule):
             own: dict[str, Any] = {
                 name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")
             }
-            save_adapter(self.model, folder, own, projector=self.train_projector)
+            save_adapter(self.model, folder, own, projector=self.save_projector)
         return Path(folder)
 
     def save_merged(self, folder: str | Path) -> Path:
         """Saves a checkpoint that ``from_pretrained`` reads: the adapter in the weights, and the processor.
 
+        Of several processes, process zero writes.
+
         Args:
             folder: Where to.
 
         Raises:
-            HeadRouterError: If the weights are quantized, or the encoder has been taken out (``encoded_audio``).
+            HeadRouterError: If the weights are quantized or sharded, or the encoder has been taken out
+                (``encoded_audio``).
         """
+        if self._sharded:
+            raise HeadRouterError("Sharded weights are not merged: save the adapter, and merge it in one process.")
         if self.encoded_audio is not None and not self.encoded_audio.restored:
             raise HeadRouterError(
                 "The encoder is out of the model: call module.encoded_audio.restore() before merging."
             )
-        return save_merged(self.model, self.processor, folder)
+        if self._trainer is None or self.trainer.is_global_zero:
+            save_merged(self.model, self.processor, folder)
+        return Path(folder)
 
     def on_fit_start(self) -> None:
         """Puts the model into training mode, for dropout; it was loaded in evaluation mode, which Lightning keeps."""
         self.model.train()
+        for module in self.model.modules():
+            # Their running means are in no adapter: what is frozen must stay as it was loaded.
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+                parameter.requires_grad for parameter in module.parameters()
+            ):
+                module.eval()
 
     def configure_optimizers(self) -> Any:
         """AdamW over the weights that train, with the schedule."""
@@ -356,8 +385,9 @@ class LALMModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drops what LoRA leaves as it was, and notes how the weights that train were made."""
-        if hasattr(self.model, "peft_config"):
-            checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in self._trained()}
+        if hasattr(self.model, "peft_config") and not self._sharded:  # sharded ones are read as a whole
+            trained = set(self._trained())
+            checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name in trained}
         checkpoint["headrouter_lora"] = self._lora_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -366,6 +396,8 @@ class LALMModule(L.LightningModule):
         Raises:
             HeadRouterError: It names what differs.
         """
+        if "state_dict" not in checkpoint:  # a sharded one, which the strategy reads
+            return
         saved, ours = checkpoint["state_dict"], dict(self.state_dict())
         wrong = [f"{name} is missing" for name in self._trained() if name not in saved]
         for name, value in saved.items():

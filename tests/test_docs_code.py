@@ -91,17 +91,7 @@ def before_evaluation(folder: Path, names: dict[str, Any]) -> None:
     pandas.DataFrame(frame).to_parquet(folder / "test.parquet")
 
 
-def before_readme(folder: Path, names: dict[str, Any]) -> None:
-    """Names that the README takes for granted after having named their modules."""
-    from peft import LoraConfig
-
-    from headrouter_pl import LALMModule
-    from headrouter_pl.callbacks import ProfileCalibration
-
-    names |= {"LALMModule": LALMModule, "LoraConfig": LoraConfig, "ProfileCalibration": ProfileCalibration}
-
-
-BEFORE = {"evaluation.md": before_evaluation, "README.md": before_readme}
+BEFORE = {"evaluation.md": before_evaluation}
 
 
 @pytest.fixture

@@ -51,5 +51,6 @@ class AdapterExport(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LALMModule)
         pl_module.save_adapter(self.folder)
-        if self.merged is not None and trainer.is_global_zero:
+        if self.merged is not None:
             pl_module.save_merged(self.merged)
+        trainer.strategy.barrier()  # what comes next may read it, in any process

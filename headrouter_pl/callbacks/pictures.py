@@ -58,6 +58,8 @@ class HeadRouterPictures(Callback):
             raise ConfigurationError(
                 "HeadRouterPictures shows what a HeadRouterCallback does, and the trainer has none; add one."
             )
+        self._summaries.clear()  # of another run, perhaps of another model
+        self._batches.clear()
 
     def _add(self, trainer: Trainer, stage: str) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:

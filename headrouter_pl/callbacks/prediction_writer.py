@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +33,8 @@ class JSONLPredictionWriter(BasePredictionWriter):
 
     For steps that return a list of mappings, each with a ``"key"`` of its own, as :class:`headrouter_pl.LALMModule`'s
     do. While the run goes on, each process appends to ``PATH.RANK.part``, and what a batch gave is on disk before the
-    next one begins. In the end there is one file, in the order of the data, each sample once. Processes on several
-    machines must share the folder.
+    next one begins. In the end there is one file, in the order of the data (what a resumed run adds follows what was
+    there), each sample once. Processes on several machines must share the folder.
 
     Args:
         path: The file; it appears when the run has ended.
@@ -75,10 +76,9 @@ class JSONLPredictionWriter(BasePredictionWriter):
                 _merge(rows, _read_part(part, settings))
             self._done = set(rows)
             self._run = 1 + max((at[0] for at, _ in rows.values()), default=-1)
-            if callable(leave_out := getattr(getattr(trainer, "datamodule", None), "leave_out", None)):
-                leave_out(self._done)
             if rows:
                 rank_zero_info(f"JSONLPredictionWriter: {len(rows)} samples are in {self.path.parent} already.")
+        _leave_out(trainer, self._done)
         trainer.strategy.barrier()  # all have read before anything is written
         if trainer.is_global_zero:
             first = self._part(0)
@@ -109,6 +109,7 @@ class JSONLPredictionWriter(BasePredictionWriter):
                 f"JSONLPredictionWriter needs a predict_step that returns a list of mappings, got {type(prediction)}."
             )
         # Failed samples follow the others of their batch, so that the batch's place counts, and then theirs in it.
+        known = int(bool(batch_indices))
         place = batch_indices[0] if batch_indices else batch_idx * trainer.world_size + trainer.global_rank
         lines = []
         for number, row in enumerate(prediction):
@@ -121,7 +122,7 @@ class JSONLPredictionWriter(BasePredictionWriter):
                 raise HeadRouterError(f"Two samples have the key {key!r}; give each its own.")
             self._mine.add(key)
             if key not in self._done:
-                lines.append(_line([[self._run, dataloader_idx, place, number], dict(row)]))
+                lines.append(_line([[self._run, dataloader_idx, place, number, known], dict(row)]))
         with self._part(trainer.global_rank).open("a", encoding="utf-8") as out:
             out.write("".join(lines))
             out.flush()
@@ -132,12 +133,14 @@ class JSONLPredictionWriter(BasePredictionWriter):
         # Not on_predict_end, which is not called where nothing was left to predict. After an error this is not called.
         if stage != "predict":
             return
+        _leave_out(trainer, ())
+        trainer.strategy.barrier()
+        rows: dict[str, Row] = {}
+        parts = self._parts()
+        for part in parts:  # in all processes, so that all stop if two samples have one key
+            _merge(rows, _read_part(part, _settings(trainer)))
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            rows: dict[str, Row] = {}
-            parts = self._parts()
-            for part in parts:
-                _merge(rows, _read_part(part, _settings(trainer)))
             ordered = sorted(rows.values(), key=lambda row: row[0])
             write_text(self.path, "".join(_line(row) for _, row in ordered))
             for part in parts:
@@ -149,7 +152,10 @@ class JSONLPredictionWriter(BasePredictionWriter):
         return self.path.with_name(f"{self.path.name}.{rank}.part")
 
     def _parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.name}.*.part"))
+        if not self.path.parent.is_dir():
+            return []
+        name = re.compile(re.escape(self.path.name) + r"\.\d+\.part")
+        return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
 
 
 def _settings(trainer: Trainer) -> list[Any]:
@@ -157,6 +163,12 @@ def _settings(trainer: Trainer) -> list[Any]:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     pruners = [callback for callback in callbacks if isinstance(callback, HeadRouterCallback)]
     return json.loads(json.dumps([pruner.state_dict()["settings"] for pruner in pruners], default=str))
+
+
+def _leave_out(trainer: Trainer, keys: Collection[str]) -> None:
+    """Has a data module leave out what was predicted, if it can."""
+    if callable(leave_out := getattr(getattr(trainer, "datamodule", None), "leave_out", None)):
+        leave_out(keys)
 
 
 def _line(value: Any) -> str:
@@ -186,7 +198,10 @@ def _read_part(path: Path, settings: list[Any]) -> Iterator[Row]:
 
 def _merge(rows: dict[str, Row], more: Iterator[Row]) -> None:
     for at, row in more:
-        if row["key"] in rows and rows[row["key"]][1] != row:
+        was = rows.get(row["key"], (at, row))
+        # Of one run, another place in the data is another sample, whatever was said of it.
+        elsewhere = was[0][4] and at[4] and was[0][0] == at[0] and was[0][1:3] != at[1:3]
+        if was[1] != row or elsewhere:
             raise HeadRouterError(
                 f"Two processes wrote different predictions of {row['key']!r}; give each sample a key."
             )

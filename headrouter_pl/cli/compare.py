@@ -253,7 +253,7 @@ class Asker:
                                 self.model(**self.prompter.inputs(encoded, item.prompt), logits_to_keep=1)
                         finally:
                             engine.detach()
-                measured[run.method.name] = HeadRouterScorer(sums.profile(), scorer.router)
+                measured[run.method.name] = HeadRouterScorer(sums.profile(), scorer.router, scorer.queries)
             pruner = AudioTokenPruner(
                 run.ratio, layer=run.method.layer, scorer=measured[run.method.name], tokenizer=self.processor
             )

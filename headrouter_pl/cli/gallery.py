@@ -74,6 +74,7 @@ def gallery(
     model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))
+    asker.calibrate(items, benchmark.folder)
     page.note = f"{split} split of the Pocket benchmark, {len(items)} questions; {weights} weights, {machine()}"
     rate = processor.feature_extractor.sampling_rate
     with tqdm(total=len(items), desc="gallery", unit="question") as bar:

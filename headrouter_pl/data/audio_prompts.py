@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Subset
 
 from headrouter_pl.data.audio import AudioError, check_audible
 from headrouter_pl.data.chat import audio_extractor, encode_chats
-from headrouter_pl.data.records import AudioPrompt, read_records
+from headrouter_pl.data.records import AudioPrompt, DatasetRecords, read_records
 from headrouter_pl.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 
-Records = Sequence[AudioPrompt] | str
+Records = Sequence[AudioPrompt] | str | Path
 
 
 class AudioPromptDataModule(L.LightningDataModule):
@@ -97,7 +97,9 @@ class AudioPromptDataModule(L.LightningDataModule):
     def read(self, stage: str) -> Sequence[AudioPrompt]:
         """The records of a stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``."""
         records = self.records[stage]
-        return read_records(records, columns=self.columns, task=self.task) if isinstance(records, str) else records
+        return (
+            read_records(records, columns=self.columns, task=self.task) if isinstance(records, (str, Path)) else records
+        )
 
     def leave_out(self, keys: Collection[str]) -> None:
         """Leaves records of these keys out of prediction: they have been predicted before."""
@@ -105,13 +107,19 @@ class AudioPromptDataModule(L.LightningDataModule):
 
     def _loader(self, stage: str, *, shuffle: bool = False) -> DataLoader[AudioPrompt]:
         records = self.read(stage)
-        if stage != "train" and isinstance(records, list):
+        in_memory = not isinstance(records, DatasetRecords)
+        if stage != "train" and in_memory:
             _check_keys(records)
-        if (stage == "train" or self.on_bad_audio == "error") and isinstance(records, list):
+        if (stage == "train" or self.on_bad_audio == "error") and in_memory:
             _check_files(records)
         chosen: Any = records
         if stage == "predict" and self._left_out:
             chosen = Subset(chosen, [i for i, record in enumerate(records) if record.key not in self._left_out])
+            processes = 1 if self.trainer is None else self.trainer.world_size
+            if 0 < len(chosen) < processes:
+                raise ConfigurationError(
+                    f"{len(chosen)} samples are left to predict, fewer than the {processes} processes: resume in one."
+                )
         return DataLoader(
             chosen,
             batch_size=self.batch_size,
@@ -152,7 +160,7 @@ class AudioPromptDataModule(L.LightningDataModule):
 
     def collate_train(self, records: Sequence[AudioPrompt]) -> dict[str, Any]:
         """A batch to train on: like :meth:`collate`, with the answers in the text and ``inputs["labels"]``."""
-        return self._batch(records, [record.clips(self.sampling_rate) for record in records], answered=True)
+        return self._batch(records, [self._clips(record) for record in records], answered=True)
 
     @property
     def sampling_rate(self) -> int:

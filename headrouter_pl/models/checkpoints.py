@@ -113,6 +113,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
         if projector is not None:
             for module in _projectors(adapted):
                 module.load_state_dict(projector)
+        adapted.eval()  # peft leaves what is to train in training mode
     except (RuntimeError, ValueError) as error:
         raise HeadRouterError(f"The adapter in {folder} does not fit {type(model).__name__}: {error}") from error
     return adapted
@@ -145,6 +146,8 @@ def save_adapter(
     model.save_pretrained(str(folder), state_dict=whole)
     if projector:
         save_file(projector_state(whole), folder / PROJECTOR_FILE)
+    else:
+        (folder / PROJECTOR_FILE).unlink(missing_ok=True)  # of another run
     return folder
 
 
@@ -175,8 +178,8 @@ def save_merged(model: nn.Module, processor: ProcessorMixin, folder: str | Path)
         model = copy.deepcopy(model).merge_and_unload()
         if hasattr(model, "peft_config"):
             del model.peft_config  # left behind by peft: transformers would save an adapter
-    for module in _projectors(model, needed=False):
-        module.to(model.dtype)  # type: ignore[arg-type]  # it trains in float32
+        for module in _projectors(model, needed=False):
+            module.to(model.dtype)  # type: ignore[arg-type]  # it trains in float32
     model.save_pretrained(str(folder))  # type: ignore[operator]
     processor.save_pretrained(str(folder))
     return Path(folder)

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -43,12 +44,12 @@ def make(**options: Any) -> LALMModule:
     return LALMModule(tiny.build(FAMILY), Processor(), generate={"max_new_tokens": 4}, **options)  # type: ignore[arg-type]
 
 
-def fit(module: LALMModule, *callbacks: L.Callback) -> None:
+def fit(module: LALMModule, *callbacks: L.Callback, given: Any = None) -> None:
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, max_steps=3, callbacks=list(callbacks),
     )  # fmt: skip
-    trainer.fit(module, DataLoader([batch()] * 3, batch_size=None))  # type: ignore[arg-type]
+    trainer.fit(module, DataLoader((given or [batch()]) * 3, batch_size=None))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pruned", [False, True], ids=["unpruned", "pruned"])
@@ -67,9 +68,35 @@ def test_the_adapter_and_the_merged_model_say_what_the_module_says(tmp_path: Pat
     inputs = {name: value for name, value in batch()["inputs"].items() if name != "labels"}
     with torch.no_grad():
         torch.testing.assert_close(stock(**inputs).logits, module(**inputs).logits, rtol=1e-4, atol=1e-4)
-    fit(again)  # goes on training
+    fit(again, AdapterExport(str(tmp_path / "again")))  # goes on training
     with torch.no_grad():
         assert (again(**inputs).logits - module(**inputs).logits).abs().max() > 1e-3
+    assert (tmp_path / "again" / "projector.safetensors").is_file()
+
+
+def test_a_projector_that_was_loaded_is_saved_again(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    first = make(lora=lora, train_projector=True, learning_rate=0.02)
+    fit(first, AdapterExport(str(tmp_path / "first")))
+    second = make(adapter=str(tmp_path / "first"), learning_rate=0.02)  # its projector stays as it was trained
+    fit(second, AdapterExport(str(tmp_path / "second")))
+    second.eval()
+    assert make(adapter=tmp_path / "second").answer(batch()["inputs"]) == second.answer(batch()["inputs"])
+    one, two = (load_file(tmp_path / name / "projector.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_the_modules_own_adapter_is_saved_after_its_trainer_went_on(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    module, other = make(lora=lora, learning_rate=0.02), make(lora=lora)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=2
+    )
+    trainer.fit(module, DataLoader([batch()] * 2, batch_size=None))  # type: ignore[arg-type]
+    trainer.validate(other, DataLoader([batch()], batch_size=None), verbose=False)  # type: ignore[arg-type]
+    module.save_adapter(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert any(value.abs().max() > 0 for name, value in saved.items() if "lora_B" in name)
 
 
 def test_a_projector_that_did_not_train_is_not_saved(tmp_path: Path) -> None:
@@ -103,3 +130,18 @@ def test_arguments_that_contradict_each_other(tmp_path: Path) -> None:
         make(dtype="bfloat16")
     with pytest.raises(ConfigurationError, match="given by its name"):
         make(quantization_config={"load_in_8bit": True})
+    with pytest.raises(ConfigurationError, match="num_return_sequences"):
+        LALMModule(tiny.build(FAMILY), Processor(), generate={"num_return_sequences": 2})  # type: ignore[arg-type]
+
+
+def test_running_means_of_frozen_layers_stay(tmp_path: Path) -> None:
+    family = "granite_speech"
+    model = tiny.build(family)
+    module = LALMModule(model, Processor(), lora=LoraConfig(r=2, target_modules=".*language_model.*q_proj"))  # type: ignore[arg-type]
+    before = {name: value.clone() for name, value in module.named_buffers() if "running" in name}
+    assert before
+    inputs = tiny.inputs(family, tiny.build(family), [[20]])
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -3:] = inputs["input_ids"][:, -3:]
+    fit(module, given=[{"inputs": {**inputs, "labels": labels}, "answers": [""], "keys": ["a"]}])
+    assert all(torch.equal(value, before[name]) for name, value in module.named_buffers() if name in before)

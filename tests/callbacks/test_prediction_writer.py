@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from two_processes import run_two
 
 from headrouter_pl import HeadRouterCallback, LALMModule
 from headrouter_pl.callbacks import JSONLPredictionWriter
+from headrouter_pl.callbacks.prediction_writer import _merge
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 
@@ -95,7 +97,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, want: list[dict[str, Any]]) -> No
     assert not path.exists()
     (part,) = tmp_path.glob("*.part")
     with part.open("a") as out:
-        out.write('[[0, 0, 4, 0], {"key": "k04", "te')  # as a kill in the middle of writing leaves it
+        out.write('[[0, 0, 4, 0, 1], {"key": "k04", "te')  # as a kill in the middle of writing leaves it
     module = make()
     predict(module, data(), HeadRouterCallback(0.5), JSONLPredictionWriter(str(path), "resume"))
     assert rows(path) == want
@@ -119,6 +121,44 @@ def test_a_data_module_that_leaves_nothing_out(tmp_path: Path, want: list[dict[s
     predict(module, loader, HeadRouterCallback(0.5), JSONLPredictionWriter(str(path), "resume"))
     assert rows(path) == want
     assert module.asked == COUNT
+
+
+def test_what_was_left_out_is_asked_by_the_next_run(tmp_path: Path, want: list[dict[str, Any]]) -> None:
+    path, module_data = tmp_path / "p.jsonl", data()
+    with pytest.raises(RuntimeError, match="stopped"):
+        predict(make(left=2), module_data, HeadRouterCallback(0.5), JSONLPredictionWriter(str(path)))
+    predict(make(), module_data, HeadRouterCallback(0.5), JSONLPredictionWriter(str(path), "resume"))
+    module = make()
+    predict(module, module_data, HeadRouterCallback(0.5))
+    assert module.asked == COUNT
+
+
+def test_names_are_taken_literally(tmp_path: Path) -> None:
+    """As a pattern, "[0.5]" would be one character, and "run" would take in "run.b"."""
+    with pytest.raises(RuntimeError, match="stopped"):
+        predict(make(left=1), data(), JSONLPredictionWriter(str(tmp_path / "run.b")))
+    for name in ("run", "run[0.5]"):
+        predict(make(), data(), JSONLPredictionWriter(str(tmp_path / name), "overwrite"))
+        assert len(rows(tmp_path / name)) == COUNT
+    assert [part.name for part in tmp_path.glob("*.part")] == ["run.b.0.part"]
+
+
+def test_fewer_samples_left_than_processes() -> None:
+    module_data = data()
+    module_data.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    module_data.leave_out([f"k{i:02}" for i in range(COUNT - 1)])
+    with pytest.raises(ConfigurationError, match="1 samples are left to predict, fewer than the 2 processes"):
+        module_data.predict_dataloader()
+    module_data.leave_out([f"k{i:02}" for i in range(COUNT)])
+    assert len(module_data.predict_dataloader()) == 0
+
+
+def test_one_key_in_two_processes() -> None:
+    row = {"key": "a", "text": "yes"}
+    both: dict[str, Any] = {}
+    _merge(both, iter([([0, 0, 3, 0, 1], row), ([0, 0, 3, 0, 1], row)]))  # one sample in both
+    with pytest.raises(HeadRouterError, match="Two samples have the key 'a'"):
+        _merge(both, iter([([0, 0, 4, 0, 1], row)]))
 
 
 DDP = """

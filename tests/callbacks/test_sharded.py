@@ -1,4 +1,4 @@
-"""LALMModule sharded by FSDP2 over two processes, beside the same run under DDP."""
+"""LALMModule sharded by FSDP2 over two processes, stopped and resumed, beside a whole run under DDP."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ SCRIPT = """
 import sys
 sys.path[:0] = PATH
 import json
+import os
 from pathlib import Path
 
 import lightning as L
 import tiny
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from peft import LoraConfig
 from torch.utils.data import DataLoader
@@ -46,7 +48,8 @@ def data():
         batches.append({
             "inputs": {**inputs, "labels": labels}, "answers": ["w9 w9", "w8"], "keys": [f"{index}a", f"{index}b"],
         })
-    return DataLoader(batches, batch_size=None)
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    return DataLoader(batches[rank::2], batch_size=None)
 
 
 class Losses(L.Callback):
@@ -58,7 +61,7 @@ class Losses(L.Callback):
 
 
 
-kind = Path("kind.txt").read_text()
+kind, epochs, resume = Path("kind.txt").read_text().split()
 strategy = "ddp_find_unused_parameters_true"
 if kind == "fsdp2":
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
@@ -69,11 +72,15 @@ module = LALMModule(
 )
 losses = Losses()
 trainer = L.Trainer(
-    accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False, max_epochs=1, num_sanity_val_steps=0,
-    callbacks=[HeadRouterCallback(0.5, scorer="fastv", stages=("fit", "validate")), losses, AdapterExport("adapter")],
+    accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_progress_bar=False,
+    enable_model_summary=False, max_epochs=int(epochs), num_sanity_val_steps=0,
+    use_distributed_sampler=False,  # which draws another order where a run is resumed
+    callbacks=[
+        HeadRouterCallback(0.5, scorer="fastv", stages=("fit", "validate")), losses, AdapterExport("adapter"),
+        ModelCheckpoint("checkpoints", save_last=True),
+    ],
 )
-trainer.fit(module, data(), data())
+trainer.fit(module, data(), data(), ckpt_path="checkpoints/last.ckpt" if resume == "resume" else None)
 metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
 sharded = sum(type(p).__name__ == "DTensor" for p in module.parameters())
 found = {"losses": losses.seen, "metrics": metrics, "sharded": sharded}
@@ -82,16 +89,22 @@ Path(f"{trainer.global_rank}.json").write_text(json.dumps(found))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
-def test_fsdp2_trains_prunes_and_scores_as_ddp_does(tmp_path: Path) -> None:
+def test_fsdp2_trains_prunes_scores_and_resumes_as_ddp_goes_on(tmp_path: Path) -> None:
     found: dict[str, list[Any]] = {}
-    for kind in ("ddp", "fsdp2"):
+    for kind, *runs in (("ddp", "ddp 2 whole"), ("fsdp2", "fsdp2 1 first", "fsdp2 2 resume")):
         folder = tmp_path / kind
         folder.mkdir()
-        (folder / "kind.txt").write_text(kind)
-        found[kind] = run_two(SCRIPT, __file__, folder)
+        for run in runs:
+            (folder / "kind.txt").write_text(run)
+            ranks = run_two(SCRIPT, __file__, folder)
+            so_far = found.get(kind, [{"losses": []}, {"losses": []}])
+            for before, rank in zip(so_far, ranks, strict=True):
+                rank["losses"] = before["losses"] + rank["losses"]
+            found[kind] = ranks
     assert all(rank["sharded"] == 0 for rank in found["ddp"])
     assert all(rank["sharded"] > 50 for rank in found["fsdp2"])
     for one, other in zip(found["ddp"], found["fsdp2"], strict=True):
+        assert len(one["losses"]) == 4  # two epochs of two batches each
         assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)
         assert other["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
         assert one["metrics"]["headrouter/keep_ratio"] == 0.5

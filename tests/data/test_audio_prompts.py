@@ -270,6 +270,11 @@ class TestBadAudio:
     def test_is_never_trained_on(self, tmp_path: Path) -> None:
         with pytest.raises(AudioError, match=r"gone.wav"):
             module(train=self.records(tmp_path), on_bad_audio="report").train_dataloader()
+        with pytest.raises(AudioError, match=r"gone.wav"):
+            module(train=tuple(self.records(tmp_path))).train_dataloader()
+        silent = self.records(tmp_path)[2]
+        with pytest.raises(AudioError, match=r"silent\.wav is silent"):
+            module().collate_train([silent])
 
     def test_other_words_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"'error' or 'report', got 'skip'"):

@@ -51,6 +51,9 @@ def test_an_adapter_comes_back_with_its_projector(tmp_path: Path) -> None:
     save_adapter(model, tmp_path, projector=True)
     again = load_adapter(tiny.build(FAMILY), tmp_path)
     torch.testing.assert_close(logits(again), logits(model))
+    assert not again.training
+    save_adapter(model, tmp_path)
+    assert not (tmp_path / "projector.safetensors").exists()  # none of another run is left
     assert {name for name, weight in again.named_parameters() if weight.requires_grad} == {
         name for name, _ in again.named_parameters() if "lora_" in name
     }
