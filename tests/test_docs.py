@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from headrouter_pl.cli.compare_report import _main_tables, page
 from headrouter_pl.cli.evaluate import card
 from headrouter_pl.data.audiomarathon import LAYOUTS
 from headrouter_pl.tasks import TASKS
@@ -34,3 +35,44 @@ def test_the_evaluation_page_names_files_that_there_are() -> None:
     page = (DOCS / "evaluation.md").read_text(encoding="utf-8")
     for name in re.findall(r"configs/\w+\.yaml", page):
         assert (DOCS.parent / name).is_file(), name
+
+
+def test_the_results_page_shows_the_comparison() -> None:
+    figures = json.loads((DOCS / "data" / "pocket_compare.json").read_text(encoding="utf-8"))
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    assert all(table in text for table in _main_tables(figures))
+    assert figures["command"] in text
+    assert f"{figures['questions']} of the {figures['questions_planned']} questions" in text
+    assert (DOCS / "data" / "pocket_compare.md").read_text(encoding="utf-8") == page(figures)
+    lines = text[text.index("| against, at 10 % |") :].split("\n\n")[0].splitlines()
+    tested = [name.strip() for name in lines[0].strip("|").split("|")][1:]
+    found = {(test["a"], test["b"]): test for test in figures["tests"]
+             if test["type"] == "all" and test["keep_ratio"] == 0.1}  # fmt: skip
+    for line in lines[2:]:
+        against, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for name, cell in zip(tested, cells, strict=True):
+            test = found[name, against]
+            low, high = test["ci95"]
+            assert cell == f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p {test['p']:.4f}"
+
+
+def test_the_readmes_table_is_of_the_comparison() -> None:
+    figures = json.loads((DOCS / "data" / "pocket_compare.json").read_text(encoding="utf-8"))
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert f"n = {figures['questions']} questions" in readme
+    found = {
+        (row["method"], row["keep_ratio"]): row
+        for row in figures["rows"]
+        if row["task"] == "mean" and row["type"] == "all"
+    }
+    table = readme[readme.index("| method, `scorer=` |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) >= 8
+    for line in table:
+        name, at30, at10, cost = (cell.strip() for cell in line.strip("|").split("|"))
+        name = name.split(",")[0]
+        if name == "unpruned":
+            assert at30 == at10 == f"{found[name, 1.0]['accuracy']:.3f}"
+            continue
+        for cell, ratio in ((at30, 0.3), (at10, 0.1)):
+            assert cell == f"{found[name, ratio]['accuracy']:.3f}", (name, ratio)
+        assert cost == f"{found[name, 0.1]['cost']:.2f}", name
