@@ -44,13 +44,14 @@ def main() -> None:
     parser.add_argument("--questions", default=60, type=int, help="of the validation split")
     parser.add_argument("--timed", default=6, type=int, help="steps timed at each ratio")
     parser.add_argument("--layer", default=2, type=int, help="the prune layer K")
+    parser.add_argument("--profile", default="auto", help="head weights")
     parser.add_argument("--folder", default=Path("outputs/lora_pruning"), type=Path, help="adapters and answers")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args()
     train = pick("train", given.lengths, given.steps)
     asked = pick("validation", given.lengths, given.questions)
     rows = [tune(ratio, train, asked, given) for ratio in given.ratios]
-    times = time_steps(train[: given.timed], given.ratios, given.layer)
+    times = time_steps(train[: given.timed], given.ratios, given.layer, given.profile)
     whole = statistics.median(times[1.0]) if 1.0 in times else None
     for row in rows:
         row["step_seconds"] = round(statistics.median(times[row["trained_at"]]), 3)
@@ -112,13 +113,17 @@ def tune(
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
             losses.append(float(outputs["loss"]))
 
-    settings = {"steps": given.steps, "lengths": given.lengths, "layer": given.layer}
+    settings = {"steps": given.steps, "lengths": given.lengths, "layer": given.layer, "profile": given.profile}
     done = folder / "losses.json"
     if done.is_file() and (was := json.loads(done.read_text())["settings"]) != settings:
         raise SystemExit(f"{done} is of a run with {was}: remove it, or name another --folder.")
     if not done.is_file():
         module = make()
-        pruner = [] if ratio == 1 else [HeadRouterCallback(ratio, layer=given.layer, stages=("fit",), log=False)]
+        pruner = (
+            []
+            if ratio == 1
+            else [HeadRouterCallback(ratio, layer=given.layer, profile=given.profile, stages=("fit",), log=False)]
+        )
         data = AudioPromptDataModule(module.processor, train=records(train))
         trainer(*pruner, Losses(), AdapterExport(str(adapter))).fit(module, data)
         write_text(done, json.dumps({"settings": settings, "losses": losses}))
@@ -128,7 +133,9 @@ def tune(
     reader = AudioPromptDataModule(module.processor)
     right: dict[str, list[bool]] = {"unpruned": [], "pruned": []}
     nll: dict[str, list[float]] = {"unpruned": [], "pruned": []}
-    pruner_ = AudioTokenPruner(ratio if ratio < 1 else 0.7, layer=given.layer, tokenizer=module.processor)
+    pruner_ = AudioTokenPruner(
+        ratio if ratio < 1 else 0.7, layer=given.layer, profile=given.profile, tokenizer=module.processor
+    )
     for (_, item), record in zip(tqdm(asked, desc=f"asking, {ratio:g}"), records(asked), strict=True):
         inputs = reader.collate([record])["inputs"]
         labelled = module._to_model_dtype(reader.collate_train([record])["inputs"])
@@ -148,7 +155,9 @@ def tune(
     return row
 
 
-def time_steps(questions: list[tuple[Path, PocketItem]], ratios: list[float], layer: int) -> dict[float, list[float]]:
+def time_steps(
+    questions: list[tuple[Path, PocketItem]], ratios: list[float], layer: int, profile: str
+) -> dict[float, list[float]]:
     """Seconds of forward, backward and optimiser, encoder included, at each ratio in turn, without the first round."""
     module = make()
     module.train()
@@ -161,7 +170,7 @@ def time_steps(questions: list[tuple[Path, PocketItem]], ratios: list[float], la
         inputs = module._to_model_dtype(data.collate_train([record])["inputs"])
         inputs = {name: value.to(module.device) for name, value in inputs.items()}
         for ratio in ratios:
-            pruner = AudioTokenPruner(ratio, layer=layer, tokenizer=module.processor)
+            pruner = AudioTokenPruner(ratio, layer=layer, profile=profile, tokenizer=module.processor)
             if cuda:
                 torch.cuda.synchronize()
             started = time.perf_counter()

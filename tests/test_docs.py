@@ -76,3 +76,17 @@ def test_the_readmes_table_is_of_the_comparison() -> None:
         for cell, ratio in ((at30, 0.3), (at10, 0.1)):
             assert cell == f"{found[name, ratio]['accuracy']:.3f}", (name, ratio)
         assert cost == f"{found[name, 0.1]['cost']:.2f}", name
+
+
+def test_the_fine_tuning_table_is_that_of_its_run() -> None:
+    figures = json.loads((DOCS / "data" / "lora_pruning.json").read_text(encoding="utf-8"))
+    text = (DOCS / "finetuning.md").read_text(encoding="utf-8")
+    assert figures["command"] in text
+    assert f"n = {figures['questions']} questions" in text
+    for row in figures["rows"]:
+        whole = row["trained_at"] == 1
+        time = f"1 ({row['step_seconds']:.1f} s)" if whole else f"{row['step_time_ratio']:.3f}"
+        cells = [f"{row['trained_at']:.1f}", time]
+        cells += [f"{row[name]:.3f}" for name in ("train_loss", "loss_unpruned", "right_unpruned")]
+        cells += [f"{row['asked_pruned_at']:.1f}", *(f"{row[name]:.3f}" for name in ("loss_pruned", "right_pruned"))]
+        assert f"| {' | '.join(cells)} |" in text
