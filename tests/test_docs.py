@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from headrouter_pl.cli.benchmark_report import page as benchmark_page
 from headrouter_pl.cli.compare_report import _main_tables, page
 from headrouter_pl.cli.evaluate import card
 from headrouter_pl.data.audiomarathon import LAYOUTS
@@ -90,3 +91,19 @@ def test_the_fine_tuning_table_is_that_of_its_run() -> None:
         cells += [f"{row[name]:.3f}" for name in ("train_loss", "loss_unpruned", "right_unpruned")]
         cells += [f"{row['asked_pruned_at']:.1f}", *(f"{row[name]:.3f}" for name in ("loss_pruned", "right_pruned"))]
         assert f"| {' | '.join(cells)} |" in text
+
+
+def test_the_performance_page_shows_the_benchmark() -> None:
+    figures = json.loads((DOCS / "data" / "benchmark_pocket_cpu.json").read_text(encoding="utf-8"))
+    tables = benchmark_page(figures).rstrip().partition("\n")[2]
+    assert tables in (DOCS / "performance.md").read_text(encoding="utf-8")
+    assert (DOCS / "data" / "benchmark_pocket_cpu.md").read_text(encoding="utf-8") == benchmark_page(figures)
+    rows = {(row["length_s"], row["layer"], row["keep_ratio"]): row for row in figures["rows"]}
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    scout, own = rows[300, 2, 0.3], rows[300, 3, 0.3]
+    for name, digits in (("prefill_ratio", "3f"), ("ideal_ratio", "3f"), ("overhead_share", "2%"),
+                         ("first_token_ratio", "3f"), ("peak_memory_ratio", "3f")):  # fmt: skip
+        one, two = (f"{row[name]:.{digits}}".replace("%", " %") for row in (scout, own))
+        assert f"| {one} | {two} |" in readme, name
+    held = [f"{row['kv_bytes'] / 2**20:.1f} MiB" for row in (scout, own, rows[300, 2, 1.0])]
+    assert f"KV cache, of {held[2]} | {held[0]} | {held[1]} |" in readme
