@@ -202,7 +202,5 @@ def _merge(rows: dict[str, Row], more: Iterator[Row]) -> None:
         # Of one run, another place in the data is another sample, whatever was said of it.
         elsewhere = was[0][4] and at[4] and was[0][0] == at[0] and was[0][1:3] != at[1:3]
         if was[1] != row or elsewhere:
-            raise HeadRouterError(
-                f"Two processes wrote different predictions of {row['key']!r}; give each sample a key."
-            )
+            raise HeadRouterError(f"Two samples have the key {row['key']!r}; give each its own.")
         rows.setdefault(row["key"], (at, row))
