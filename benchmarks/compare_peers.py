@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from headrouter_pl import AudioTokenPruner
-from headrouter_pl.benchmarking import cache_bytes, now, peak_bytes
+from headrouter_pl.benchmarking import cache_bytes, peak_bytes
 from headrouter_pl.cli.benchmark import FixedPrompt
 from headrouter_pl.cli.compare import mix
 from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, load_model
@@ -39,7 +39,7 @@ from headrouter_pl.data.pocket.scoring import score_answer
 from headrouter_pl.models.answering import EncodedPrompter
 from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.models.shapes import get_shape
-from headrouter_pl.pruning.timing import time_prefills
+from headrouter_pl.pruning.timing import now, time_prefills
 from headrouter_pl.results import write_text
 
 OURS = {"headrouter": "headrouter", "headrouter-pl, fastv": "fastv", "headrouter-pl, dart": "dart"}

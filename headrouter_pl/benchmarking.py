@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from headrouter_pl.pruning.caches import CompactKeys
 from headrouter_pl.pruning.engine import PruningEngine
-from headrouter_pl.pruning.timing import time_prefills
+from headrouter_pl.pruning.timing import now, time_prefills
 
 __all__ = [
-    "PARTS", "Run", "cache_bytes", "compare_runs", "count_syncs", "linear_fit", "measure", "now", "part_clock",
+    "PARTS", "Run", "cache_bytes", "compare_runs", "count_syncs", "linear_fit", "measure", "part_clock",
     "peak_bytes", "run_once", "time_routing",
 ]  # fmt: skip
 
@@ -54,13 +54,6 @@ class Run:
     bare_decode: float | None
     kv_bytes: int
     overhead: dict[str, float] = field(default_factory=dict)
-
-
-def now() -> float:
-    """The clock in seconds, after the GPU's work is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 @torch.inference_mode()

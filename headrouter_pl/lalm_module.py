@@ -15,6 +15,7 @@ from headrouter_pl.models import find_lalm
 from headrouter_pl.models.checkpoints import (
     PROJECTOR,
     PROJECTOR_FILE,
+    find_projectors,
     load_adapter,
     load_checkpoint,
     save_adapter,
@@ -300,8 +301,8 @@ class LALMModule(L.LightningModule):
         """Saves the adapter in peft's format, and the projector as ``projector.safetensors`` if it trained.
 
         Reads as ``LALMModule(model, adapter=folder)``, and, but for the projector, as
-        ``PeftModel.from_pretrained(model, folder)``. Of sharded weights, all processes must call this; process zero
-        writes.
+        ``PeftModel.from_pretrained(model, folder)``. Of sharded weights, all processes must call this, before the
+        trainer ends; process zero writes.
 
         Args:
             folder: Where to; files that are there are replaced.
@@ -422,10 +423,7 @@ class LALMModule(L.LightningModule):
         return {name: getattr(config, name) for name in names if hasattr(config, name)}
 
     def _unfreeze_projector(self) -> None:
-        found = [module for name, module in self.model.named_modules() if name.split(".")[-1] == PROJECTOR]
-        if not found:
-            raise HeadRouterError(f"{type(self.model).__name__} has no {PROJECTOR!r} to train.")
-        for projector in found:
+        for projector in find_projectors(self.model):
             projector.float().requires_grad_(True)
             # The encoder's outputs may be in half precision, and outside of autocast nothing else would cast them.
             projector.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))

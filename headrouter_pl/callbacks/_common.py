@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from headrouter_pl.pruning.prompts import Tokenizer
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether the strategy spreads the weights over processes, so that none can run or save the model alone."""
+    return isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy))
 
 
 def find_tokenizer(*owners: object) -> Tokenizer | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from typing_extensions import override
 
+from headrouter_pl.callbacks._common import is_sharded
 from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.lalm_module import LALMModule
 
 __all__ = ["AdapterExport"]
-
-_SHARDING = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class AdapterExport(Callback):
@@ -44,7 +42,7 @@ class AdapterExport(Callback):
             return
         if not isinstance(pl_module, LALMModule) or not hasattr(pl_module.model, "peft_config"):
             raise ConfigurationError("AdapterExport needs a LALMModule with lora or adapter.")
-        if self.merged is not None and isinstance(trainer.strategy, _SHARDING):
+        if self.merged is not None and is_sharded(trainer):
             raise ConfigurationError("Sharded weights are not merged: save the adapter, and merge it in one process.")
 
     @override

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from headrouter_pl.callbacks._common import find_tokenizer
-from headrouter_pl.callbacks.head_router import HeadRouterCallback
+from headrouter_pl.callbacks._common import find_tokenizer, is_sharded
+from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.data.chat import audio_extractor
 from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.pictures import Gallery, GallerySample, GalleryView, route_parts
@@ -27,8 +27,6 @@ __all__ = ["HeadRouterGallery"]
 
 THIS_RUN = "this run"
 """What the page calls what a HeadRouterCallback of the same run did."""
-
-_SHARDED = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 class HeadRouterGallery(Callback):
@@ -98,7 +96,7 @@ class HeadRouterGallery(Callback):
         self._gallery = None
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        if type(trainer.strategy).__name__ in _SHARDED:
+        if is_sharded(trainer):
             raise ConfigurationError(
                 f"HeadRouterGallery asks in process zero alone, which {type(trainer.strategy).__name__} cannot do: the "
                 "model is spread over processes. Run it in one process."
@@ -124,7 +122,7 @@ class HeadRouterGallery(Callback):
             )
         if not batch["keys"]:
             return  # no sample has audio that can be used
-        pruned = [callback for callback in trainer.callbacks if isinstance(callback, HeadRouterCallback)]  # type: ignore[attr-defined]
+        pruned = find_pruners(trainer)
         views: list[list[GalleryView]] = [[] for _ in batch["keys"]]
         for number, callback in enumerate(pruned):
             name = THIS_RUN if len(pruned) == 1 else f"{THIS_RUN}, {number + 1}"

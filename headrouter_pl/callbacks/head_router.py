@@ -439,6 +439,12 @@ class HeadRouterCallback(Callback):
             )
 
 
+def find_pruners(trainer: Trainer) -> list[HeadRouterCallback]:
+    """The trainer's callbacks that prune."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, HeadRouterCallback)]
+
+
 @contextmanager
 def _attach(engine: PruningEngine) -> Iterator[PruningReport]:
     engine.attach()

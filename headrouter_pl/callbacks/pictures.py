@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from headrouter_pl.callbacks.head_router import HeadRouterCallback
+from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.pictures.summary import Summary, as_image
 
@@ -54,7 +54,7 @@ class HeadRouterPictures(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not _pruners(trainer):
+        if not find_pruners(trainer):
             raise ConfigurationError(
                 "HeadRouterPictures shows what a HeadRouterCallback does, and the trainer has none; add one."
             )
@@ -64,7 +64,7 @@ class HeadRouterPictures(Callback):
     def _add(self, trainer: Trainer, stage: str) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        pruned = [callback for callback in _pruners(trainer) if stage in callback.stages]
+        pruned = [callback for callback in find_pruners(trainer) if stage in callback.stages]
         if not pruned:
             return
         summary = self._summaries.setdefault(stage, Summary())
@@ -140,8 +140,3 @@ class HeadRouterPictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._add(trainer, "predict")
-
-
-def _pruners(trainer: Trainer) -> list[HeadRouterCallback]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, HeadRouterCallback)]

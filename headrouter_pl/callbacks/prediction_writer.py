@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from headrouter_pl.callbacks.head_router import HeadRouterCallback
+from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.results import write_text
 
@@ -160,9 +160,8 @@ class JSONLPredictionWriter(BasePredictionWriter):
 
 def _settings(trainer: Trainer) -> list[Any]:
     """What the pruners of a run are set to, as JSON values."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    pruners = [callback for callback in callbacks if isinstance(callback, HeadRouterCallback)]
-    return json.loads(json.dumps([pruner.state_dict()["settings"] for pruner in pruners], default=str))
+    settings = [pruner.state_dict()["settings"] for pruner in find_pruners(trainer)]
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _leave_out(trainer: Trainer, keys: Collection[str]) -> None:

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, ProcessorMixin
 
-__all__ = ["PROJECTOR", "load_adapter", "load_checkpoint", "projector_state", "save_adapter", "save_merged"]
+__all__ = [
+    "PROJECTOR",
+    "PROJECTOR_FILE",
+    "find_projectors",
+    "load_adapter",
+    "load_checkpoint",
+    "merge_adapter",
+    "projector_state",
+    "save_adapter",
+    "save_merged",
+]
 
 PROJECTOR = "multi_modal_projector"
 """What models call the module between encoder and decoder."""
@@ -111,7 +121,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             missing, more = sorted(ours - saved.keys())[:3], sorted(saved.keys() - ours)[:3]
             raise HeadRouterError(f"The adapter in {folder} is of another model: without {missing}, with {more}.")
         if projector is not None:
-            for module in _projectors(adapted):
+            for module in find_projectors(adapted):
                 module.load_state_dict(projector)
         adapted.eval()  # peft leaves what is to train in training mode
     except (RuntimeError, ValueError) as error:
@@ -175,14 +185,20 @@ def save_merged(model: nn.Module, processor: ProcessorMixin, folder: str | Path)
                 "An adapter is not merged into quantized weights, which would round it away. Load the checkpoint "
                 "without quantization_config, with this adapter, and merge that."
             )
-        model = copy.deepcopy(model).merge_and_unload()
-        if hasattr(model, "peft_config"):
-            del model.peft_config  # left behind by peft: transformers would save an adapter
-        for module in _projectors(model, needed=False):
+        model = merge_adapter(copy.deepcopy(model))
+        for module in find_projectors(model, needed=False):
             module.to(model.dtype)  # type: ignore[arg-type]  # it trains in float32
     model.save_pretrained(str(folder))  # type: ignore[operator]
     processor.save_pretrained(str(folder))
     return Path(folder)
+
+
+def merge_adapter(model: PeftModel) -> Any:
+    """Adds the adapter to the weights, in place, and gives the stock model."""
+    merged: Any = model.merge_and_unload()
+    if hasattr(merged, "peft_config"):
+        del merged.peft_config  # left behind by peft: transformers would take the model for an adapted one
+    return merged
 
 
 def projector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,7 +207,12 @@ def projector_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {rest: value.detach().cpu().contiguous() for (_, found, rest), value in parts if found}
 
 
-def _projectors(model: nn.Module, *, needed: bool = True) -> list[nn.Module]:
+def find_projectors(model: nn.Module, *, needed: bool = True) -> list[nn.Module]:
+    """The modules named :data:`PROJECTOR` in a model.
+
+    Raises:
+        HeadRouterError: If one is needed and there is none.
+    """
     found = [module for name, module in model.named_modules() if name.split(".")[-1] == PROJECTOR]
     if needed and not found:
         raise HeadRouterError(f"{type(model).__name__} has no {PROJECTOR!r}.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from headrouter_pl.models.checkpoints import PROJECTOR_FILE, merge_adapter, projector_state
 from headrouter_pl.models.pocket import PocketError, load_pocket, pocket_folder
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ __all__ = ["POCKET_ADAPTER", "export_pocket", "load_pocket_checkpoint", "load_tr
 POCKET_ADAPTER = Path(__file__).parent / "pocket_adapter"
 """The folder of the weights that come with the package."""
 
-_PROJECTOR = "projector.safetensors"
-_FILES = (_PROJECTOR, "adapter_config.json", "adapter_model.safetensors")
+_FILES = (PROJECTOR_FILE, "adapter_config.json", "adapter_model.safetensors")
 _CARD = "card.json"  # written last: a folder without it is not whole
 
 
@@ -56,17 +56,12 @@ def export_pocket(
     if len(found) != 1 or list(found[0].peft_config) != ["default"]:
         raise PocketError("expected a model with one LoRA adapter, as LALMModule makes it of `lora`")
     adapted = found[0]
-    # By its name: LALMModule and PEFT put prefixes before it.
-    state = {
-        name.split("multi_modal_projector.")[1]: value
-        for name, value in adapted.state_dict().items()
-        if "multi_modal_projector." in name
-    }
+    state = projector_state(adapted.state_dict())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         scratch = Path(name)
-        save_file(_half(state), scratch / _PROJECTOR)
+        save_file(_half(state), scratch / PROJECTOR_FILE)
         save_file(_half(get_peft_model_state_dict(adapted)), scratch / "adapter_model.safetensors")
         config = copy.deepcopy(adapted.peft_config["default"])
         config.base_model_name_or_path, config.inference_mode = None, True  # a path would be this machine's
@@ -117,9 +112,9 @@ def load_trained_pocket(
     folder = POCKET_ADAPTER if folder is None else Path(folder)
     _verify(folder, pocket_folder(cache).name)
     model, processor = load_pocket(cache, attn_implementation=attn_implementation, progress=progress)
-    model.model.multi_modal_projector.load_state_dict(load_file(folder / _PROJECTOR))
+    model.model.multi_modal_projector.load_state_dict(load_file(folder / PROJECTOR_FILE))
     model = PeftModel.from_pretrained(model, str(folder))
-    return (_merge(model) if merge else model).to(dtype).eval(), processor
+    return (merge_adapter(model) if merge else model).to(dtype).eval(), processor
 
 
 def load_pocket_checkpoint(
@@ -166,14 +161,7 @@ def load_pocket_checkpoint(
     missing = [name for name in missing if "lora_" in name or "multi_modal_projector" in name]
     if missing or unexpected:
         raise PocketError(f"{path} is of another model: missing {missing[:3]}, unknown {unexpected[:3]}")
-    return _merge(model).to(dtype).eval(), processor
-
-
-def _merge(model: Any) -> Any:
-    model = model.merge_and_unload()
-    if hasattr(model, "peft_config"):
-        del model.peft_config  # left behind by PEFT: transformers would take the model for an adapted one
-    return model
+    return merge_adapter(model).to(dtype).eval(), processor
 
 
 def _verify(folder: Path, recipe: str) -> None:

@@ -13,6 +13,13 @@ from torch import nn
 from headrouter_pl.models import find_lalm
 
 
+def now() -> float:
+    """The clock in seconds, after the GPU's work is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @contextmanager
 def time_prefills(model: nn.Module, *, whole: bool = False) -> Iterator[list[float]]:
     """Collects the seconds of each forward over more than one position, pruned or not.
@@ -32,11 +39,6 @@ def time_prefills(model: nn.Module, *, whole: bool = False) -> Iterator[list[flo
     timed = handle.model if whole else handle.decoder
     seconds: list[float] = []
     under_way: list[float] = []
-
-    def now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     def start(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         under_way.append(now())

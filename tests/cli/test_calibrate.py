@@ -89,8 +89,9 @@ def test_the_shipped_configs(
     questions: PocketBenchmark, tmp_path: Path, name: str, layers: list[int], pool: int | None, smoothing: int
 ) -> None:
     out, config = tmp_path / "mine.safetensors", CONFIGS / f"{name}.yaml"
-    # The tiny model has four layers.
-    main(["calibrate", "--config", str(config), f"--output={out}", f"--layers={layers}", "--dtype=float32"])
+    # The tiny model has four layers, and its scenes are of one and two seconds.
+    tiny = [f"--layers={layers}", "--lengths=[1, 2]", "--dtype=float32"]
+    main(["calibrate", "--config", str(config), f"--output={out}", *tiny])
     profile = HeadProfile.load(out)
     assert (profile.features, profile.layers) == ("log", tuple(layers))
     assert (profile.pool, profile.smoothing) == (pool, smoothing)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_pocket
 from benchmark_trees import MMAU_CATEGORIES, noise, write_audiomarathon, write_mmau_pro
 
 from headrouter_pl.cli import main
@@ -17,12 +16,9 @@ NO_SYSTEM = ("--data.system_prompt", "null")  # the tiny model's words are few
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_pocket.build().save_pretrained(folder)
-    tiny_pocket.make_processor().save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def model(tiny_checkpoint: str) -> str:
+    return tiny_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -28,12 +28,9 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_pocket.build().save_pretrained(folder)
-    tiny_pocket.make_processor().save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def model(tiny_checkpoint: str) -> str:
+    return tiny_checkpoint
 
 
 @pytest.fixture(autouse=True)
