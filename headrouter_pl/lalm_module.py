@@ -124,7 +124,9 @@ class LALMModule(L.LightningModule):
             model = load_adapter(model, adapter)
         self.model: nn.Module = model
         self._sharded = False
-        self.save_projector = train_projector or (adapter is not None and (Path(adapter) / PROJECTOR_FILE).is_file())
+        trained_there = adapter is not None and (Path(adapter) / PROJECTOR_FILE).is_file()
+        self.save_projector = train_projector or trained_there
+        self.projector_trained = trained_there or initial_checkpoint is not None
         if train_projector:
             if lora is None and adapter is None:
                 raise HeadRouterError("train_projector is for lora; without lora, the projector trains with all else.")
@@ -148,7 +150,6 @@ class LALMModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.set_length = "max_new_tokens" in (generate or {})
         self.metrics = nn.ModuleDict({stage: TaskScores(self.task) for stage in ("val", "test")})
-        self.initial_checkpoint = initial_checkpoint
         if initial_checkpoint is not None:
             saved = torch.load(initial_checkpoint, map_location="cpu", weights_only=True)
             self.on_load_checkpoint(saved)

@@ -106,7 +106,7 @@ def test_callback_needs_recordings_and_leaves_a_resumed_run_alone() -> None:
     module = SimpleNamespace(named_modules=lambda: iter([("m.multi_modal_projector", make_projector())]))
     resumed = SimpleNamespace(global_step=3)
     callback.on_train_start(resumed, module)  # does not even ask for the data module
-    begun = SimpleNamespace(named_modules=module.named_modules, initial_checkpoint="first.ckpt")
+    begun = SimpleNamespace(named_modules=module.named_modules, projector_trained=True)
     callback.on_train_start(SimpleNamespace(global_step=0), begun)  # nor for one that begins with trained weights
     fresh = SimpleNamespace(global_step=0, datamodule=L.LightningDataModule(), is_global_zero=True)
     with pytest.raises(HeadRouterError, match="utterances"):

@@ -17,7 +17,7 @@ class AlignProjector(L.Callback):
     """Runs :func:`headrouter_pl.alignment.align_projector` once, before the first training step.
 
     The data module gives the recordings, by its method ``utterances()``. A resumed run, and one that begins with the
-    weights of another (``initial_checkpoint``), are left as they are.
+    weights of another (``initial_checkpoint``, or an ``adapter`` with its projector), are left as they are.
 
     Args:
         steps: Optimizer steps.
@@ -32,7 +32,7 @@ class AlignProjector(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Aligns, unless training has begun already."""
-        if trainer.global_step or getattr(pl_module, "initial_checkpoint", None):
+        if trainer.global_step or getattr(pl_module, "projector_trained", False):
             return
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "utterances"):

@@ -26,12 +26,14 @@ class PackedSample:
         questions: Prompts with their answers, at least one.
         key: What to call the sample.
         tasks: Task of each question, to score by; none if empty.
+        positions: int ``[frames]``, rising: where each frame stands in the recording, if some are left out.
     """
 
     features: np.ndarray
     questions: Sequence[tuple[str, str]]
     key: str = ""
     tasks: Sequence[str] = ()
+    positions: np.ndarray | None = None
 
 
 class PackedCollator:
@@ -104,11 +106,16 @@ class PackedCollator:
         parts = [self._question(*question) for question in sample.questions]
         ids = parts[0][0] + [self.processor.audio_token_id] * len(sample.features)
         prefix = len(ids)
-        positions, labels, segments = list(range(prefix)), [-100] * prefix, [0] * prefix
+        frames = np.arange(len(sample.features)) if sample.positions is None else np.asarray(sample.positions)
+        if frames.shape != (len(sample.features),) or (np.diff(frames, prepend=-1) < 1).any():
+            raise AudioError(f"{sample.key or 'a sample'}: positions must rise, one for each frame")
+        audio = len(parts[0][0])  # where it begins
+        positions, labels, segments = [*range(audio), *(audio + frames).tolist()], [-100] * prefix, [0] * prefix
+        after = positions[-1] + 1
         for number, (_, prompt, answer) in enumerate(parts, start=1):
             length = len(prompt) + len(answer)
             ids += prompt + answer
-            positions += range(prefix, prefix + length)
+            positions += range(after, after + length)
             # A question begins with its prompt, unlabelled: the answer before it is not asked to predict it.
             labels += [-100] * len(prompt) + answer
             segments += [number] * length

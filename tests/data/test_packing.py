@@ -83,6 +83,28 @@ def test_losses_are_those_of_asking_apart() -> None:
 
 
 @torch.no_grad()
+def test_frames_left_out_are_frames_that_nothing_sees() -> None:
+    """Given their positions, the frames that are there have the losses of all frames with the others masked."""
+    model, collate = tiny.build(FAMILY), PackedCollator(make_processor())
+    whole = SAMPLES[0]
+    kept = np.array([0, 1, 4, 7, 10])
+    batch = collate([whole])
+    (audio,) = (batch["inputs"]["input_ids"][0] == tiny.AUDIO_ID).nonzero(as_tuple=True)
+    gone = np.setdiff1d(np.arange(11), kept)
+    unmasked = token_losses(model, batch)
+    batch["inputs"]["attention_mask"][..., audio[gone]] = False
+    batch["inputs"]["attention_mask"][:, :, audio[gone], audio[gone]] = True  # a row that sees nothing would be NaN
+    (masked,) = token_losses(model, batch)
+    part = PackedSample(whole.features[kept], whole.questions, positions=kept)
+    (found,) = token_losses(model, collate([part]))
+    for one, other, before in zip(found, masked, unmasked[0], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        assert (other - before).abs().max() > 1e-3
+    (packed,) = token_losses(model, collate([PackedSample(whole.features[kept], whole.questions)]))
+    assert (packed[0] - masked[0]).abs().max() > 1e-5  # the positions are what does it
+
+
+@torch.no_grad()
 def test_the_stock_loss_is_the_mean_over_all_answer_tokens() -> None:
     model, batch = tiny.build(FAMILY), PackedCollator(make_processor())(SAMPLES)
     losses = torch.cat([answer for row in token_losses(model, batch) for answer in row])
@@ -135,5 +157,8 @@ def test_refusals() -> None:
     collate = PackedCollator(make_processor())
     with pytest.raises(AudioError, match="sample 0: no questions"):
         collate([sample(3)])
+    for positions in ([0, 1], [0, 2, 2], [-1, 0, 1]):
+        with pytest.raises(AudioError, match="must rise, one for each frame"):
+            collate([PackedSample(sample(3).features, [("Who ?", "AI")], positions=np.array(positions))])
     with pytest.raises(AudioError, match="one <sound> and a text"):
         collate([sample(3, ("What is <sound>?", "two"))])

@@ -63,6 +63,59 @@ class WindowPool(Sequence[np.ndarray]):
         chosen = rng.choice(self.sparse if sparse else len(self), count, replace=False).tolist()
         return [(window, 0, round(WINDOW_SECONDS * FRAMES_PER_SECOND)) for window in chosen]
 
+    def spread(
+        self, rng: np.random.Generator, count: int, seconds: float, heard: float = 1.0
+    ) -> tuple[list[Part], list[int]]:
+        """So many recordings at random places in so much quiet speech and noise: long audio, most of it beside the point.
+
+        Args:
+            rng: Source of all choices.
+            count: Recordings, as :meth:`composed` draws them.
+            seconds: Of the whole; a little more where the recordings do not fit.
+            heard: Share of the quiet to put there. Of each stretch between two recordings the middle is left out, and
+                what follows stands at the frame where it would stand: training sees the positions of long audio in a
+                fraction of its tokens.
+
+        Returns:
+            The parts, and the frame at which each begins.
+
+        Raises:
+            ValueError: If no window has a stretch without a recording.
+        """
+        if not self._pauses:
+            raise ValueError("There are no sparse windows, which hold the quiet stretches of long audio.")
+        recordings = self.composed(rng, count, 0.0)
+        quiet = max(0, round(seconds * FRAMES_PER_SECOND) - sum(last - first for _, first, last in recordings))
+        # Each recording within its own share of the time, as in the benchmark's scenes.
+        before = np.sort((np.arange(count) + rng.random(count)) / count * quiet).astype(int)
+        gaps = np.diff([0, *before, quiet]).tolist()
+        parts: list[Part] = []
+        places: list[int] = []
+        at = 0
+        for gap, recording in zip(gaps, [*recordings, None], strict=True):
+            early = int(rng.integers(round(gap * heard) + 1))
+            late = round(gap * heard) - early
+            pieces = [(at, self._quiet(rng, early)), (at + gap - late, self._quiet(rng, late))]
+            at += gap
+            if recording is not None:
+                pieces.append((at, [recording]))
+                at += recording[2] - recording[1]
+            for place, piece in pieces:
+                for part in piece:
+                    parts.append(part)
+                    places.append(place)
+                    place += part[2] - part[1]
+        return parts, places
+
+    def _quiet(self, rng: np.random.Generator, frames: int) -> list[Part]:
+        """So many frames without a recording, of several windows if need be."""
+        parts = []
+        while frames > 0:
+            window, first, last = self._pauses[int(rng.integers(len(self._pauses)))]
+            parts.append((window, first, min(last, first + frames)))
+            frames -= last - first
+        return parts
+
     def composed(self, rng: np.random.Generator, count: int, pauses: float) -> list[Part]:
         """So many recordings of any windows, at most one of them a sound.
 

@@ -46,6 +46,9 @@ class Stage:
         samples: Number of audios.
         events: Fewest and most recordings in an audio, each cut closely from any window; ignored with ``windows``.
         windows: Whole windows in an audio, at most; 0 for parts of windows.
+        seconds: Shortest and longest audio, with the recordings at random places in quiet speech and noise; ``pauses``
+            and ``windows`` are ignored with it.
+        heard: With ``seconds``, share of the quiet that is in the audio; the positions of the rest are skipped.
         questions: Questions asked of an audio, at most.
         choices: Share of questions that name options.
         described: Share of audios that are also to be described, see :func:`describe`.
@@ -55,6 +58,8 @@ class Stage:
     samples: int
     events: tuple[int, int] = (1, 3)
     windows: int = 0
+    seconds: tuple[float, float] | None = None
+    heard: float = 1.0
     questions: int = 6
     choices: float = 0.5
     described: float = 0.0
@@ -63,9 +68,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class _Plan:
-    """An audio: parts of windows, and what is asked."""
+    """An audio: parts of windows, the frame at which each begins, and what is asked."""
 
     parts: tuple[Part, ...]
+    places: tuple[int, ...]
     questions: tuple[tuple[str, str], ...]
     tasks: tuple[str, ...]
 
@@ -86,7 +92,11 @@ class _Planned(Dataset[PackedSample]):
             drawn = np.random.default_rng(index).standard_normal(features.shape, dtype=np.float32)
             spread = features.astype(np.float32).std(0)
             features = (features + self.noise * spread * drawn).astype(np.float16)
-        return PackedSample(features, plan.questions, str(index), plan.tasks)
+        positions = np.concatenate([
+            np.arange(place, place + last - first)
+            for place, (_, first, last) in zip(plan.places, plan.parts, strict=True)
+        ])  # fmt: skip
+        return PackedSample(features, plan.questions, str(index), plan.tasks, positions)
 
 
 _UNEVEN = 1.3  # times as often as the mean of a task's answers, one may be right
@@ -250,10 +260,7 @@ class PocketDataModule(L.LightningDataModule):
         used: Counter[tuple[str, str]] = Counter()
         plans: list[_Plan] = []
         while len(plans) < stage.samples:
-            if stage.windows:
-                parts = windows.whole(rng, stage.windows)
-            else:
-                parts = windows.composed(rng, int(rng.integers(stage.events[0], stage.events[1] + 1)), stage.pauses)
+            parts, places = _draw_parts(windows, stage, rng)
             scene = windows.scene(parts)
             asked = _choose(ask(scene, vocabulary, rng, choices=stage.choices), stage.questions, rng, used)
             questions = [(question.prompt, question.answer) for question in asked]
@@ -262,8 +269,20 @@ class PocketDataModule(L.LightningDataModule):
                 questions.append((DESCRIBE, answer))
                 tasks.append("description")
             if questions:
-                plans.append(_Plan(tuple(parts), tuple(questions), tuple(tasks)))
+                plans.append(_Plan(tuple(parts), tuple(places), tuple(questions), tuple(tasks)))
         return plans
+
+
+def _draw_parts(windows: WindowPool, stage: Stage, rng: np.random.Generator) -> tuple[list[Part], list[int]]:
+    """Parts of an audio of a stage, and the frame at which each begins."""
+    if stage.windows and stage.seconds is None:
+        parts = windows.whole(rng, stage.windows)
+    else:
+        count = int(rng.integers(stage.events[0], stage.events[1] + 1))
+        if stage.seconds is not None:
+            return windows.spread(rng, count, float(rng.uniform(*stage.seconds)), stage.heard)
+        parts = windows.composed(rng, count, stage.pauses)
+    return parts, [0, *np.cumsum([last - first for _, first, last in parts])[:-1].tolist()]
 
 
 def _choose(

@@ -60,6 +60,48 @@ def test_pauses_hold_no_recording(pool: WindowPool) -> None:
     assert paused > 60
 
 
+def test_recordings_spread_over_long_audio(pool: WindowPool) -> None:
+    rng = np.random.default_rng(4)
+    starts = []
+    for _ in range(40):
+        parts, places = pool.spread(rng, 3, 120.0)
+        lengths = [last - first for _, first, last in parts]
+        assert sum(lengths) == 120 * FRAMES_PER_SECOND
+        assert places == [0, *np.cumsum(lengths)[:-1]]
+        assert all(len(pool.scene([part]).events) <= 1 for part in parts)
+        starts.append([event.start for event in pool.scene(parts).events])
+    early, middle, late = np.array(starts).T
+    assert early.max() < 45 and middle.min() > 35 and late.min() > 70  # each in its third, or after a recording
+    assert early.std() > 5
+
+
+def test_skipped_quiet_leaves_recordings_where_they_stand(pool: WindowPool) -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        parts, places = pool.spread(rng, 4, 200.0, heard=0.1)
+        events = [pool.scene([part]).events for part in parts]
+        assert sum(map(len, events)) == 4
+        ends = [place + last - first for place, (_, first, last) in zip(places, parts, strict=True)]
+        assert all(end <= place for end, place in zip(ends, places[1:], strict=False))
+        assert ends[-1] <= 200 * FRAMES_PER_SECOND
+        quiet = sum(last - first for (_, first, last), there in zip(parts, events, strict=True) if not there)
+        recorded = sum(last - first for (_, first, last), there in zip(parts, events, strict=True) if there)
+        assert quiet == pytest.approx(0.1 * (200 * FRAMES_PER_SECOND - recorded), abs=5)
+        at = [place for place, there in zip(places, events, strict=True) if there]
+        assert all(place >= number * (200 * FRAMES_PER_SECOND - recorded) // 4 for number, place in enumerate(at))
+
+
+def test_no_recording_is_lost_where_they_do_not_fit(pool: WindowPool) -> None:
+    parts, _ = pool.spread(np.random.default_rng(6), 5, 1.0)
+    assert len(pool.scene(parts).events) == 5
+
+
+def test_long_audio_needs_sparse_windows(tones_library: ClipLibrary, tmp_path: Path) -> None:
+    pool = WindowPool([EncodedWindows(Pools.of(tones_library, "train"), 6, 0, tmp_path, draw_window)])
+    with pytest.raises(ValueError, match="no sparse windows"):
+        pool.spread(np.random.default_rng(0), 2, 60.0)
+
+
 def test_whole_windows(pool: WindowPool) -> None:
     rng = np.random.default_rng(3)
     drawn = [pool.whole(rng, 2) for _ in range(60)]
