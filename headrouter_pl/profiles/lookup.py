@@ -40,9 +40,10 @@ def find_shipped(handle: LalmHandle, layer: int, folder: Path | None = None) -> 
         folder: Where to look; :data:`SHIPPED_FOLDER` if None.
 
     Returns:
-        The first profile, by file name, of the model's :func:`fingerprint` that was fitted for layer K: right below it,
-        or in a scout pass before it; None where there is none.
+        A profile of the model's :func:`fingerprint` that was fitted for layer K: right below it, or in a scout pass before
+        it. Of several the cheapest, which looks at the lowest layers; None where there is none.
     """
+    found = []
     for path in sorted((SHIPPED_FOLDER if folder is None else folder).glob("*.safetensors")):
         profile = HeadProfile.load(path)
         layers = profile.layers
@@ -50,5 +51,5 @@ def find_shipped(handle: LalmHandle, layer: int, folder: Path | None = None) -> 
         if layers and fits and max(layers) < handle.num_layers:
             wanted = fingerprint(handle, layers)
             if wanted.items() <= profile.metadata.items():
-                return profile
-    return None
+                found.append(profile)
+    return min(found, key=lambda profile: max(profile.layers), default=None)

@@ -83,7 +83,11 @@ def test_run(
 
 @pytest.mark.parametrize(
     ("name", "layers", "pool", "smoothing"),
-    [("calibrate_pocket", [0, 1, 3], 4, 0), ("calibrate_pocket_one_pass", [0, 1, 2], None, 4)],
+    [
+        ("calibrate_pocket", [0, 1, 3], 4, 0),
+        ("calibrate_pocket_deep", [0, 2, 3], 4, 0),
+        ("calibrate_pocket_one_pass", [0, 1, 2], None, 4),
+    ],
 )
 def test_the_shipped_configs(
     questions: PocketBenchmark, tmp_path: Path, name: str, layers: list[int], pool: int | None, smoothing: int

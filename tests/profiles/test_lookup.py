@@ -68,6 +68,9 @@ def test_found_by_model_and_prune_layer(tmp_path: Path) -> None:
     # A scout pass may probe above the prune layer.
     replace(profile_for(model, (0, 3), name="scouting", layer="1"), pool=4).save(tmp_path / "e.safetensors")
     assert find_shipped(handle, 1, tmp_path).name == "scouting"  # type: ignore[union-attr]
+    # Of two, the one that needs less of the model.
+    replace(profile_for(model, (0, 2), name="cheaper", layer="1"), pool=4).save(tmp_path / "f.safetensors")
+    assert find_shipped(handle, 1, tmp_path).name == "cheaper"  # type: ignore[union-attr]
 
 
 def test_auto_prunes_by_the_shipped_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,13 +112,13 @@ def test_what_is_shipped_loads_and_is_told_apart() -> None:
     for path in SHIPPED_FOLDER.glob("*.safetensors"):
         profile = HeadProfile.load(path)
         assert profile.layers
-        keys = ("model_type", "num_layers", "num_heads", "hidden_size")
-        seen.add((*(profile.metadata[key] for key in keys), profile.metadata["layer"]))
+        keys = ("model_type", "num_layers", "num_heads", "hidden_size", "layer")
+        seen.add((*(profile.metadata[key] for key in keys), max(profile.layers)))
         assert HeadProfile.load(path.stem).metadata == profile.metadata
     assert len(seen) == len(list(SHIPPED_FOLDER.glob("*.safetensors")))
 
 
-@pytest.mark.parametrize(("name", "layer", "pool"), [("pocket", 2, 4), ("pocket-one-pass", 3, None)])
+@pytest.mark.parametrize(("name", "layer", "pool"), [("pocket", 2, 4), ("pocket-one-pass", 3, None), ("pocket-deep", 2, 4)])
 def test_the_pocket_models_profiles_come_with_the_package(name: str, layer: int, pool: int | None) -> None:
     profile = HeadProfile.load(name)
     assert (profile.metadata["layer"], profile.pool) == (str(layer), pool)

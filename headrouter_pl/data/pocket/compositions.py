@@ -66,7 +66,7 @@ class WindowPool(Sequence[np.ndarray]):
     def spread(
         self, rng: np.random.Generator, count: int, seconds: float, heard: float = 1.0
     ) -> tuple[list[Part], list[int]]:
-        """So many recordings at random places in so much quiet speech and noise: long audio, most of it beside the point.
+        """So many recordings at random places in so much quiet speech and noise, as long audio is.
 
         Args:
             rng: Source of all choices.
