@@ -414,8 +414,19 @@ def test_order_mixes_lengths() -> None:
     assert mix(items) == mixed
 
 
-@pytest.mark.parametrize("name", ["compare_pocket", "compare_pocket_quick"])
-def test_shipped_configurations(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+BASELINES = {"random", "stride", "fastv", "fastv without rotary", "segmentwise", "dart"}
+CONTROLS = {"one pass, true type", "one pass, swapped", "linear probe", "oracle"}
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("compare_pocket", BASELINES | CONTROLS),
+        ("compare_pocket_quick", BASELINES),
+        ("compare_pocket_controls", CONTROLS | {"self"}),
+    ],
+)
+def test_shipped_configurations(name: str, wanted: set[str], capsys: pytest.CaptureFixture[str]) -> None:
     path = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
     with pytest.raises(SystemExit) as caught:
         main(["compare", "--config", str(path), "--print_config"])
@@ -425,7 +436,7 @@ def test_shipped_configurations(name: str, capsys: pytest.CaptureFixture[str]) -
     names = {method.name for method in methods}
     assert {*config["tested"], *(config["drawn"] or ())} <= names
     assert read_ratios(config["keep_ratios"])
-    assert {"random", "stride", "fastv", "fastv without rotary", "segmentwise", "dart", "oracle"} <= names
+    assert wanted <= names
 
 
 def test_methods_are_values() -> None:
