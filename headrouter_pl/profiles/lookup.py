@@ -40,8 +40,8 @@ def find_shipped(handle: LalmHandle, layer: int, folder: Path | None = None) -> 
         folder: Where to look; :data:`SHIPPED_FOLDER` if None.
 
     Returns:
-        A profile of the model's :func:`fingerprint` that was fitted for layer K: right below it, or in a scout pass before
-        it. Of several the cheapest, which looks at the lowest layers; None where there is none.
+        A profile of the model's :func:`fingerprint` that was fitted for layer K: right below it, or in a scout pass
+        before it. Of several the cheapest, which looks at the lowest layers; None where there is none.
     """
     found = []
     for path in sorted((SHIPPED_FOLDER if folder is None else folder).glob("*.safetensors")):

@@ -118,7 +118,9 @@ def test_what_is_shipped_loads_and_is_told_apart() -> None:
     assert len(seen) == len(list(SHIPPED_FOLDER.glob("*.safetensors")))
 
 
-@pytest.mark.parametrize(("name", "layer", "pool"), [("pocket", 2, 4), ("pocket-one-pass", 3, None), ("pocket-deep", 2, 4)])
+@pytest.mark.parametrize(
+    ("name", "layer", "pool"), [("pocket", 2, 4), ("pocket-one-pass", 3, None), ("pocket-deep", 2, 4)]
+)
 def test_the_pocket_models_profiles_come_with_the_package(name: str, layer: int, pool: int | None) -> None:
     profile = HeadProfile.load(name)
     assert (profile.metadata["layer"], profile.pool) == (str(layer), pool)
