@@ -17,13 +17,20 @@ python -m venv "$work/venv"
 "$work/venv/bin/python" -m build --outdir "$work/dist" .
 wheel=$(ls "$work"/dist/*.whl)
 
+version=$(basename "$wheel" | cut -d- -f2)
+if tag=$(git describe --tags --exact-match --match 'v*' 2> /dev/null); then
+  [ "v$version" = "$tag" ] || { echo "$tag was built as $version: commit what is changed" >&2; exit 1; }
+  grep -qx "version: $version" CITATION.cff || { echo "CITATION.cff is not of $version" >&2; exit 1; }
+  grep -q "^## $version" CHANGELOG.md || { echo "CHANGELOG.md has no part on $version" >&2; exit 1; }
+fi
+
 python -m venv "$work/user"
 # A CPU build where one is at hand; otherwise the next line takes whatever pip finds.
 "$work/user/bin/pip" install --quiet "torch==2.13.0" || true
 "$work/user/bin/pip" install --quiet "headrouter-pl[demo] @ file://$wheel"
 cd "$work"  # not the checkout
 "$work/user/bin/pip" check
-"$work/user/bin/headrouter-pl" --version
+test "$("$work/user/bin/headrouter-pl" --version)" = "$version"
 "$work/user/bin/headrouter-pl" --help > help.txt
 grep -q calibrate help.txt
 "$work/user/bin/python" -c "from headrouter_pl import PromptRouter; print(PromptRouter.default().predict(['Transcribe the speech.']))"

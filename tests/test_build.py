@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,15 +17,13 @@ from pathlib import Path, PurePosixPath
 import pytest
 import yaml
 
-import headrouter_pl
-
 ROOT = Path(__file__).parent.parent
-VERSION = headrouter_pl.__version__
 
 pytestmark = [
     pytest.mark.build,
     pytest.mark.skipif(
-        not all(map(importlib.util.find_spec, ("build", "hatchling"))), reason="pip install 'headrouter-pl[dev]'"
+        not all(map(importlib.util.find_spec, ("build", "hatchling", "hatch_vcs"))),
+        reason="pip install 'headrouter-pl[dev]'",
     ),
 ]
 
@@ -61,8 +61,13 @@ def wheel(built: tuple[Path, Path]) -> zipfile.ZipFile:
     return zipfile.ZipFile(built[1])
 
 
-def metadata(wheel: zipfile.ZipFile) -> Message:
-    return Parser().parsestr(wheel.read(f"headrouter_pl-{VERSION}.dist-info/METADATA").decode())
+@pytest.fixture(scope="module")
+def version(built: tuple[Path, Path]) -> str:
+    return built[1].name.split("-")[1]
+
+
+def metadata(wheel: zipfile.ZipFile, version: str) -> Message:
+    return Parser().parsestr(wheel.read(f"headrouter_pl-{version}.dist-info/METADATA").decode())
 
 
 def in_package() -> set[str]:
@@ -70,14 +75,14 @@ def in_package() -> set[str]:
     return {path.relative_to(ROOT / "headrouter_pl").as_posix() for path in files if "__pycache__" not in path.parts}
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile, version: str) -> None:
     names = set(wheel.namelist())
     inside = {name.removeprefix("headrouter_pl/") for name in names if name.startswith("headrouter_pl/")}
     assert inside == in_package()
     assert inside >= NEEDED
     # Profiles that are shipped come as files like these; recordings and checkpoints do not.
     assert {PurePosixPath(name).suffix or PurePosixPath(name).name for name in inside} <= SUFFIXES
-    others = {name for name in names if not name.startswith(("headrouter_pl/", f"headrouter_pl-{VERSION}.dist-info/"))}
+    others = {name for name in names if not name.startswith(("headrouter_pl/", f"headrouter_pl-{version}.dist-info/"))}
     assert not others
     assert sum(file.file_size for file in wheel.infolist()) < MOST_BYTES
 
@@ -90,20 +95,20 @@ def test_weights_are_whole(wheel: zipfile.ZipFile) -> None:
             assert len(wheel.read(name)) > 1000
 
 
-def test_metadata(wheel: zipfile.ZipFile) -> None:
-    found = metadata(wheel)
-    assert (found["Name"], found["Version"], found["License-Expression"]) == ("headrouter-pl", VERSION, "Apache-2.0")
+def test_metadata(wheel: zipfile.ZipFile, version: str) -> None:
+    found = metadata(wheel, version)
+    assert (found["Name"], found["Version"], found["License-Expression"]) == ("headrouter-pl", version, "Apache-2.0")
     assert found.get_all("License-File") == ["LICENSE"]
-    licence = wheel.read(f"headrouter_pl-{VERSION}.dist-info/licenses/LICENSE")
+    licence = wheel.read(f"headrouter_pl-{version}.dist-info/licenses/LICENSE")
     assert licence == (ROOT / "LICENSE").read_bytes()
     assert set(found.get_all("Provides-Extra") or ()) == {"demo", "dev", "docs", "eval", "test"}
-    entry_points = wheel.read(f"headrouter_pl-{VERSION}.dist-info/entry_points.txt").decode()
+    entry_points = wheel.read(f"headrouter_pl-{version}.dist-info/entry_points.txt").decode()
     assert "headrouter-pl = headrouter_pl.cli:main" in entry_points
 
 
-def test_the_sdist_is_the_source(built: tuple[Path, Path]) -> None:
+def test_the_sdist_is_the_source(built: tuple[Path, Path], version: str) -> None:
     with tarfile.open(built[0]) as archive:
-        names = {member.name.removeprefix(f"headrouter_pl-{VERSION}/") for member in archive if member.isfile()}
+        names = {member.name.removeprefix(f"headrouter_pl-{version}/") for member in archive if member.isfile()}
     for name in ("LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "mkdocs.yml"):
         assert name in names
     assert {name.removeprefix("headrouter_pl/") for name in names if name.startswith("headrouter_pl/")} == in_package()
@@ -113,7 +118,7 @@ def test_the_sdist_is_the_source(built: tuple[Path, Path]) -> None:
     assert not [name for name in names if PurePosixPath(name).suffix in audio or "outputs/" in name]
 
 
-def test_the_wheel_works_by_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+def test_the_wheel_works_by_itself(wheel: zipfile.ZipFile, version: str, tmp_path: Path) -> None:
     wheel.extractall(tmp_path / "site")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     (tmp_path / "elsewhere").mkdir()
@@ -132,12 +137,40 @@ def test_the_wheel_works_by_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> No
     place, family = run("-c", code).split()
     assert Path(place).is_relative_to(tmp_path / "site")
     assert family == "semantic"
-    assert run("-m", "headrouter_pl", "--version").strip() == VERSION
+    assert run("-m", "headrouter_pl", "--version").strip() == version
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_the_version_is_the_tag(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def run(*command: str) -> str:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "SETUPTOOLS_SCM"))}
+        env |= {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.strip()
+
+    def commit(message: str) -> None:
+        author = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
+        run("git", *author, "commit", "--quiet", "--allow-empty", "--no-verify", "--no-gpg-sign", "-m", message)
+
+    hatchling_version = (sys.executable, "-m", "hatchling", "version")
+    assert run(*hatchling_version) == "0.1.dev0"  # no repository
+    run("git", "init", "--quiet")
+    run("git", "add", ".")
+    commit("one")
+    assert run(*hatchling_version) == f"0.1.dev1+g{run('git', 'rev-parse', '--short=9', 'HEAD')}"  # no tag
+    run("git", "tag", "v9.8.7")
+    assert run(*hatchling_version) == "9.8.7"
+    commit("two")
+    assert run(*hatchling_version).startswith("9.8.8.dev1+g")
+
+
+def test_citation() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert (citation["cff-version"], citation["version"]) == ("1.2.0", VERSION)
+    assert citation["cff-version"] == "1.2.0"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", citation["version"])  # scripts/check_release.sh compares it with the tag
     assert citation["title"].startswith("headrouter-pl")
     assert citation["references"][0]["url"] == "https://arxiv.org/abs/2604.23717"
     assert citation["authors"]
