@@ -28,7 +28,7 @@ class AudioMarathonDataModule(BenchmarkDataModule):
 
     Raises:
         AudioError: If a task's list is missing or there are several of it, or one is not as expected; it names the
-        file.
+            file.
     """
 
     def select(self, tasks: list[str] | None) -> list[Task]:

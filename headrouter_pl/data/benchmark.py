@@ -30,7 +30,7 @@ class BenchmarkDataModule(AudioPromptDataModule):
         samples_per_task: So many samples of each task, evenly spread over its files, for a first look; all if None.
         prompts: Prompts to use instead of the tasks' own, by the same names; with the same places to fill in.
         on_bad_audio: ``"report"`` counts samples whose audio cannot be used as wrong and lists them, instead of
-        stopping.
+            stopping.
         system_prompt: Said by the system before the question; the chat template's own if None.
         batch_size: Samples per batch.
         num_workers: Processes that load audio.
