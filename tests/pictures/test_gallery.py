@@ -272,6 +272,18 @@ class TestInABrowser:
         assert page.is_visible("#list")
 
 
+# How much of the page is decoded, in characters of base64.
+COUNTER = """
+window.decoded = 0;
+const plain = window.atob;
+window.atob = (text) => { window.decoded += text.length; return plain(text); };
+const source = Object.getOwnPropertyDescriptor(HTMLImageElement.prototype, "src");
+Object.defineProperty(HTMLImageElement.prototype, "src", {
+  ...source, set(value) { window.decoded += value.length; source.set.call(this, value); },
+});
+"""
+
+
 @pytest.mark.browser
 def test_two_hundred_samples_are_shown_at_once(browser: Any, tmp_path: Path) -> None:
     # As large as a page of 200 recordings of 30 s; encoding so many would take minutes, so media are repeated.
@@ -286,13 +298,19 @@ def test_two_hundred_samples_are_shown_at_once(browser: Any, tmp_path: Path) -> 
     path = gallery.write(tmp_path / "gallery.html")
     assert path.stat().st_size > 40e6
     page = browser.new_page()
+    page.add_init_script(COUNTER)
     page.goto(path.as_uri(), wait_until="commit")
     page.wait_for_selector("body[data-ready='0']", timeout=20_000)
     painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert painted < 3000
     assert page.locator("#list li").count() == 200
     page.wait_for_load_state()
+    # Only what is looked at is decoded: a sample's audio and spectrogram, and one of its curves.
+    media = sum(len(block(path.read_text(encoding="utf-8"), name)) for name in ("m0", "a0"))
+    one = page.evaluate("window.decoded")
+    assert media < one < 1.1 * media
     page.goto(path.as_uri() + "#200")
     page.wait_for_selector("body[data-ready='199']", timeout=20_000)
+    assert page.evaluate("window.decoded") == 2 * one
     page.close()
     print(f"first contentful paint: {painted:.0f} ms of {path.stat().st_size / 2**20:.0f} MiB")

@@ -357,8 +357,9 @@
     const gap = [0.5, 1, 2, 5, 10, 20, 30, 60, 120].find((every) => (every / seconds) * width >= 55) || 300;
     for (let time = 0; time <= seconds + 1e-6; time += gap) {
       pen.fillRect(Math.min(x(time), columns - dense), y(LANES.time[0]), dense, y(5));
-      pen.textAlign = time === 0 ? "left" : time > seconds - gap / 3 ? "right" : "center";
-      pen.fillText(clock(time).replace(".0", ""), x(time), y(LANES.time[0] + 13));
+      const edge = time === 0 ? 1 : time > seconds - gap / 3 ? -1 : 0;  // its text stays inside
+      pen.textAlign = ["right", "center", "left"][edge + 1];
+      pen.fillText(clock(time).replace(".0", ""), x(time) + 4 * edge * dense, y(LANES.time[0] + 13));
     }
     pen.textAlign = "left";
     follow();
