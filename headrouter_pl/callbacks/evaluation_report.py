@@ -7,18 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
+from headrouter_pl.callbacks._common import StageCallback
 from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.results import format_table, write_text
 from headrouter_pl.tasks import Task
 from headrouter_pl.tasks.scoring import TaskScores, percent_of, table
 
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
+SCORED = ("validate", "test")
+"""The stages whose steps return samples."""
 
 
-class EvaluationReport(Callback):
+class EvaluationReport(StageCallback):
     """Prints a table of the tasks that a validation or test scored, and writes ``results.json`` and ``samples.jsonl``.
 
     For any LightningModule whose step returns the rows of :func:`headrouter_pl.tasks.scoring.score_batch` as
@@ -52,56 +55,22 @@ class EvaluationReport(Callback):
             except (OSError, ValueError, LookupError, TypeError) as error:
                 raise ConfigurationError(f"unpruned={str(unpruned)!r} holds no results of a run: {error!r}") from error
 
-    @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
-
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, outputs)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, outputs)
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
-
-    @override
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
-
     def _part(self, trainer: Trainer) -> Path:
         return self.folder / f"samples.{trainer.global_rank}.part.jsonl"
 
-    def _start(self, trainer: Trainer, module: LightningModule) -> None:
+    @override
+    def _on_epoch_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if stage not in SCORED:
+            return
         own = getattr(module, "task", None)
         self._scores = TaskScores(*([own] if isinstance(own, Task) else [])).to(module.device)
         if not trainer.sanity_checking:
             write_text(self._part(trainer), "")
 
-    def _add(self, trainer: Trainer, outputs: Any) -> None:
+    @override
+    def _on_batch_end(self, trainer: Trainer, module: LightningModule, stage: str, outputs: Any, batch: Any) -> None:
+        if stage not in SCORED:
+            return
         if not isinstance(outputs, Mapping) or "samples" not in outputs:
             raise ConfigurationError("EvaluationReport needs steps that return 'samples', as LALMModule's do.")
         self._scores.update(outputs["samples"])
@@ -109,8 +78,9 @@ class EvaluationReport(Callback):
             with self._part(trainer).open("a", encoding="utf-8") as out:
                 out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs["samples"])
 
-    def _finish(self, trainer: Trainer) -> None:
-        if trainer.sanity_checking:
+    @override
+    def _on_stage_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if stage not in SCORED or trainer.sanity_checking:
             return
         results = self._scores.compute()
         samples = results.pop("samples")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from headrouter_pl.callbacks._common import find_tokenizer, is_sharded
+from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, is_sharded
 from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.data.chat import audio_extractor
 from headrouter_pl.errors import ConfigurationError
@@ -29,7 +29,7 @@ THIS_RUN = "this run"
 """What the page calls what a HeadRouterCallback of the same run did."""
 
 
-class HeadRouterGallery(Callback):
+class HeadRouterGallery(StageCallback):
     """Writes one HTML file that shows and plays what was kept of the first samples: no network, no server.
 
     Example::
@@ -90,9 +90,8 @@ class HeadRouterGallery(Callback):
         self._records: Iterator[Any] | None = None
         self._known: dict[tuple[str, str], Any] = {}
 
-    # What is asked
-
-    def _start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+    @override
+    def _on_epoch_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._gallery = None
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -111,8 +110,9 @@ class HeadRouterGallery(Callback):
         self._known = {}
         self._gallery = Gallery(self.title, f"{type(module).__name__}, {stage}")
 
-    def _add(self, trainer: Trainer, module: Any, outputs: Any, batch: Any) -> None:
-        if self._gallery is None or len(self._gallery) >= self.samples:
+    @override
+    def _on_batch_end(self, trainer: Trainer, module: Any, stage: str, outputs: Any, batch: Any) -> None:
+        if stage == "fit" or self._gallery is None or len(self._gallery) >= self.samples:
             return
         if not isinstance(batch, Mapping) or not {"inputs", "keys", "answers"} <= set(batch):
             given = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
@@ -221,7 +221,11 @@ class HeadRouterGallery(Callback):
             self._known[record.task, record.key] = record
         return self._known.pop((task, key))
 
-    def _finish(self, trainer: Trainer) -> None:
+    @override
+    def _on_epoch_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
         gallery, self._gallery = self._gallery, None
         self._records, self._known = None, {}
         if gallery is None:
@@ -232,72 +236,10 @@ class HeadRouterGallery(Callback):
         self.page = gallery.write(self.path)
         rank_zero_info(f"HeadRouterGallery: {self.page}, {len(gallery)} samples.")
 
-    # Lightning's hooks
-
-    @override
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, "validate")
-
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, "test")
-
-    @override
-    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, "predict")
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, pl_module, outputs, batch)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, pl_module, outputs, batch)
-
-    @override
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, pl_module, outputs, batch)
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
-
-    @override
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
-
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._gallery:  # what is there already may show what went wrong
-            self._finish(trainer)
+            self._finish()
 
 
 def _texts(outputs: Any) -> list[str] | None:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from headrouter_pl.calibration import SELF_CALIBRATION_BATCHES, SelfCalibration
-from headrouter_pl.callbacks._common import find_tokenizer, sum_over_processes
+from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, sum_over_processes
 from headrouter_pl.errors import ConfigurationError, unknown_name
 from headrouter_pl.profiles import SHIPPED, HeadProfile
 from headrouter_pl.pruning import AudioTokenPruner, PruningReport
@@ -33,7 +33,7 @@ SUMS = (
 )  # the last two: samples routed, and their p summed
 
 
-class HeadRouterCallback(Callback):
+class HeadRouterCallback(StageCallback):
     """Drops the audio tokens that matter least, in any LightningModule that holds a supported audio language model.
 
     Example::
@@ -128,16 +128,18 @@ class HeadRouterCallback(Callback):
 
     # Stages. A stage can lie inside another: validation inside fit.
 
-    def _enter_stage(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+    @override
+    def _on_stage_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._nested.append(stage)
         self.totals[stage] = dict.fromkeys(SUMS, 0)
         self.calibrated.pop(stage, None)
         self._measuring.pop(stage, None)
         self._follow(trainer, module)
 
-    def _leave_stage(self, trainer: Trainer, module: LightningModule) -> None:
-        self._calibrate(trainer, module, self._nested[-1])  # fewer batches than were to be measured
-        stage = self._nested.pop()
+    @override
+    def _on_stage_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self._calibrate(trainer, module, stage)  # fewer batches than were to be measured
+        self._nested.pop()
         self._follow(trainer, module)
         if stage not in self.stages or trainer.sanity_checking:
             return
@@ -248,12 +250,16 @@ class HeadRouterCallback(Callback):
                 "and not pruned."
             )
 
-    def _start_batch(self) -> None:
+    @override
+    def _on_batch_start(
+        self, trainer: Trainer, module: LightningModule, stage: str, batch: Any, batch_idx: int
+    ) -> None:
         if self._attached_report is not None:
             self.report = self._attached_report
         self.report.clear()
 
-    def _end_batch(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+    @override
+    def _on_batch_end(self, trainer: Trainer, module: LightningModule, stage: str, outputs: Any, batch: Any) -> None:
         if self._attached is None:
             return
         totals = self.totals[stage]
@@ -273,8 +279,11 @@ class HeadRouterCallback(Callback):
                 self._follow(trainer, module)
                 self.report = report  # of the last batch, until the next one starts
 
-    def _log_epoch(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+    @override
+    def _on_epoch_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Logs sums over all processes."""
+        if stage == "predict":
+            return  # where Lightning logs nothing
         # Not batch by batch: a process whose batches hold no audio would be missing from a reduction others wait in.
         # Before any other sum over processes: those with more batches may be waiting in it.
         self._calibrate(trainer, module, stage)
@@ -293,112 +302,6 @@ class HeadRouterCallback(Callback):
         for name, value in metrics.items():
             # The same in every process already; sync_dist only tells Lightning so.
             module.log(f"headrouter/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
-
-    # Lightning's hooks
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._enter_stage(trainer, pl_module, "fit")
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._leave_stage(trainer, pl_module)
-
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._start_batch()
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._end_batch(trainer, pl_module, "fit")
-
-    @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._enter_stage(trainer, pl_module, "validate")
-
-    @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_epoch(trainer, pl_module, "validate")
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._leave_stage(trainer, pl_module)
-
-    @override
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._start_batch()
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._end_batch(trainer, pl_module, "validate")
-
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._enter_stage(trainer, pl_module, "test")
-
-    @override
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_epoch(trainer, pl_module, "test")
-
-    @override
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._leave_stage(trainer, pl_module)
-
-    @override
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._start_batch()
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._end_batch(trainer, pl_module, "test")
-
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._enter_stage(trainer, pl_module, "predict")
-
-    @override
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._leave_stage(trainer, pl_module)
-
-    @override
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._start_batch()
-
-    @override
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._end_batch(trainer, pl_module, "predict")
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from headrouter_pl.callbacks._common import StageCallback
 from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.pictures.summary import Summary, as_image
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["HeadRouterPictures"]
 
 
-class HeadRouterPictures(Callback):
+class HeadRouterPictures(StageCallback):
     """Logs what a :class:`HeadRouterCallback` of the run does, as pictures, every so many batches.
 
     Example::
@@ -61,7 +62,8 @@ class HeadRouterPictures(Callback):
         self._summaries.clear()  # of another run, perhaps of another model
         self._batches.clear()
 
-    def _add(self, trainer: Trainer, stage: str) -> None:
+    @override
+    def _on_batch_end(self, trainer: Trainer, module: LightningModule, stage: str, outputs: Any, batch: Any) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         pruned = [callback for callback in find_pruners(trainer) if stage in callback.stages]
@@ -96,47 +98,3 @@ class HeadRouterPictures(Callback):
         if message not in self._warned:
             self._warned.add(message)
             rank_zero_warn(message)
-
-    # Lightning's hooks
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._add(trainer, "fit")
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, "validate")
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, "test")
-
-    @override
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, "predict")

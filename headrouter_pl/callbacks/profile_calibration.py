@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from headrouter_pl.calibration import ProfileCalibrator, append_answers, check_settings
-from headrouter_pl.callbacks._common import find_tokenizer, sum_over_processes
+from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, sum_over_processes
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.profiles import TYPES, HeadProfile
 
 
-class ProfileCalibration(Callback):
+class ProfileCalibration(StageCallback):
     """Measures each batch of a run before its step, and writes the profile at the end.
 
     Example::
@@ -82,12 +82,16 @@ class ProfileCalibration(Callback):
         self.profile: HeadProfile | None = None
         self._calibrator: ProfileCalibrator | None = None
 
-    def _start(self, trainer: Trainer, module: LightningModule) -> None:
+    @override
+    def _on_stage_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             self.profile = None
             self._calibrator = ProfileCalibrator(module, **self.settings)
 
-    def _measure(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+    @override
+    def _on_batch_start(
+        self, trainer: Trainer, module: LightningModule, stage: str, batch: Any, batch_idx: int
+    ) -> None:
         if self._calibrator is None:
             return
         if self._calibrator.method == "utility":
@@ -110,7 +114,8 @@ class ProfileCalibration(Callback):
         tokenizer = getattr(found, "tokenizer", found)
         return {**batch, "inputs": append_answers(batch["inputs"], batch["answers"], tokenizer, keys)}
 
-    def _finish(self, trainer: Trainer, module: LightningModule) -> None:
+    @override
+    def _on_stage_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         calibrator, self._calibrator = self._calibrator, None
         if calibrator is None:
             return
@@ -124,50 +129,6 @@ class ProfileCalibration(Callback):
         trainer.strategy.barrier("headrouter_profile")
         samples = self.profile.metadata["samples"]
         rank_zero_info(f"ProfileCalibration: {self.path} written, from {samples} samples.")
-
-    # Lightning's hooks
-
-    @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
-
-    @override
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._measure(trainer, pl_module, batch, batch_idx)
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
-
-    @override
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._measure(trainer, pl_module, batch, batch_idx)
-
-    @override
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-    @override
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
-
-    @override
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._measure(trainer, pl_module, batch, batch_idx)
-
-    @override
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
