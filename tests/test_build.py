@@ -103,7 +103,7 @@ def test_metadata(wheel: zipfile.ZipFile, version: str) -> None:
     assert licence == (ROOT / "LICENSE").read_bytes()
     assert set(found.get_all("Provides-Extra") or ()) == {"demo", "dev", "docs", "eval", "test"}
     entry_points = wheel.read(f"headrouter_pl-{version}.dist-info/entry_points.txt").decode()
-    assert "headrouter-pl = headrouter_pl.cli:main" in entry_points
+    assert "headrouter-pl = headrouter_pl.cli:console" in entry_points
 
 
 def test_the_sdist_is_the_source(built: tuple[Path, Path], version: str) -> None:

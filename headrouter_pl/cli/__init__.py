@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from importlib import import_module
 
+from headrouter_pl.errors import HeadRouterError
+
 COMMANDS = ("benchmark", "calibrate", "compare", "data", "demo", "evaluate", "gallery", "profile", "router")
 """Functions ``headrouter_pl.cli.NAME.NAME``, or dictionaries of them; their arguments and docstrings are the command
 line."""
@@ -23,6 +25,14 @@ SWITCHES = ("--install", "--run")
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 """Subcommands of LightningCLI."""
+
+
+def console() -> None:
+    """The command as a shell runs it: of an error that is ours, what it says and no traceback."""
+    try:
+        main()
+    except HeadRouterError as error:
+        sys.exit(f"headrouter-pl: {error}")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from transformers import AudioFlamingo3Processor, PreTrainedTokenizerFast, Whisp
 
 import headrouter_pl
 from headrouter_pl import AudioTokenPruner, LALMModule
-from headrouter_pl.cli import COMMANDS, TRAINER_COMMANDS, main
+from headrouter_pl.cli import COMMANDS, TRAINER_COMMANDS, console, main
 from headrouter_pl.data import AudioPromptDataModule, read_records
 
 torch.set_num_threads(1)
@@ -184,6 +184,11 @@ class TestCommands:
         monkeypatch.setattr(sys, "argv", ["headrouter-pl", "--version"])
         main()
         assert capsys.readouterr().out.strip() == headrouter_pl.__version__
+
+    def test_an_error_of_ours_is_a_line_on_the_console(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["headrouter-pl", "profile", "show", "pocked"])
+        with pytest.raises(SystemExit, match=r"^headrouter-pl: Unknown profile 'pocked'"):
+            console()
 
     @pytest.mark.parametrize("args", [["rooter"], ["router", "--fold", "x"], ["router", "--folds", "two"]])
     def test_mistakes_exit_with_two(self, args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
