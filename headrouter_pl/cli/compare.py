@@ -84,6 +84,7 @@ def compare(
     for name in (*tested, *(drawn or ())):
         if name not in [method.name for method in chosen]:
             raise unknown_name("method", name, [method.name for method in chosen])
+    check_methods(chosen)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(mix(benchmark.items), lengths, max_scenes)
     if not items:
@@ -145,6 +146,16 @@ def read_methods(given: Sequence[Mapping[str, Any]]) -> list[Method]:
     if not methods:
         raise ConfigurationError("There are no methods to compare.")
     return methods
+
+
+def check_methods(methods: Sequence[Method]) -> None:
+    """Builds each scorer once: a profile that is not there should be told before recordings are decoded.
+
+    Raises:
+        HeadRouterError: As :func:`build_scorer`.
+    """
+    for method in methods:
+        build_scorer(method, (method.seeds or (None,))[0])
 
 
 def read_ratios(given: Sequence[float]) -> list[float]:
@@ -212,9 +223,8 @@ class Asker:
                     f"Method {method.name!r} has types for {sorted(method.types)}; there are questions of type "
                     f"{', '.join(sorted(missing))} too."
                 )
-            blank = dataclasses.replace(method, profile="generic") if method.profile == "self" else method
             for seed in method.seeds or (None,):
-                scorer = build_scorer(blank, seed)
+                scorer = build_scorer(method, seed)
                 for ratio in ratios:
                     pruner = AudioTokenPruner(ratio, layer=method.layer, scorer=scorer, tokenizer=processor)
                     self.runs.append(Run(method, seed, ratio, pruner.engine(model)))
@@ -363,10 +373,10 @@ class Asker:
 
 
 def build_scorer(method: Method, seed: int | None) -> Scorer:
-    """The scorer of a method.
+    """The scorer of a method; where its profile is measured first, with the generic one.
 
     Raises:
-        UnknownNameError: If there is none of that name.
+        UnknownNameError: If there is none of that name, or no such profile.
         ConfigurationError: If it does not take the method's settings.
     """
     from headrouter_pl.routers import FixedRouter
@@ -384,7 +394,7 @@ def build_scorer(method: Method, seed: int | None) -> Scorer:
         raise unknown_name("scorer", method.scorer, SCORERS)
     given = dict(method.init_args)
     if method.profile is not None:
-        given["profile"] = method.profile
+        given["profile"] = "generic" if method.profile == "self" else method.profile
     if method.types is not None:
         given["router"] = FixedRouter(list(method.types.values())[:1])
     elif method.router is not None:

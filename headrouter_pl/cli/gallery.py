@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrouter_pl.cli.compare import Asker, mix, read_methods, read_ratios
+from headrouter_pl.cli.compare import Asker, check_methods, mix, read_methods, read_ratios
 from headrouter_pl.cli.pocket import choose_items, load_model
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 
@@ -66,6 +66,7 @@ def gallery(
         raise ConfigurationError(f"keep_ratios must name a share below 1, got {list(keep_ratios)}.")
     if max_questions is not None and max_questions < 1:
         raise ConfigurationError(f"max_questions must be at least 1, got {max_questions}.")
+    check_methods(chosen)
     page = Gallery(title)  # refuses to start without what it needs to end
     benchmark = PocketBenchmark.open(split)
     items = choose_items(mix(benchmark.items), lengths, max_scenes)[:max_questions]

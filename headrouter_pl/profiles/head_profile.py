@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, unknown_name
+from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, UnknownNameError, unknown_name
 
 TYPES: dict[str, str] = {"semantic": "semantic", "sound": "acoustic", "voice": "acoustic"}
 """Default task types, each with its family."""
@@ -191,6 +191,11 @@ class HeadProfile:
         files = {path.stem: path for path in sorted(SHIPPED_FOLDER.glob("*.safetensors"))}
         path = files.get(str(name_or_path), Path(name_or_path))
         if not path.is_file():
+            if path.suffix:
+                raise UnknownNameError(
+                    f"There is no profile {path}. `headrouter-pl calibrate --output {path}` writes one for the pocket "
+                    f"model, ProfileCalibration for any; by name there are {', '.join(sorted([*SHIPPED, *files]))}."
+                )
             raise unknown_name("profile", str(name_or_path), [*SHIPPED, *files])
         from safetensors import SafetensorError, safe_open
 

@@ -384,6 +384,14 @@ class TestSettings:
             run(tmp_path, methods=methods)
         assert not (tmp_path / "log.jsonl").exists()
 
+    def test_a_missing_profile_is_told_before_recordings_are_decoded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(PocketBenchmark, "open", lambda split: pytest.fail("opened"))
+        for method, message in (("a.safetensors", "There is no profile a.safetensors"), ("self", "opened")):
+            with pytest.raises((HeadRouterError, pytest.fail.Exception), match=message):
+                run(tmp_path, methods=[{"name": "a", "scorer": "headrouter", "profile": method}])
+
     def test_names_that_nobody_has(self, questions: PocketBenchmark, tmp_path: Path) -> None:
         for option in ("tested", "drawn"):
             with pytest.raises(HeadRouterError, match=r"Unknown method 'stryde'\. Did you mean 'stride'"):

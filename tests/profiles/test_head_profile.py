@@ -159,9 +159,11 @@ def test_load_by_name(tmp_path: Path) -> None:
     assert HeadProfile.load("generic") is SHIPPED["generic"]
     with pytest.raises(UnknownNameError, match=r"Unknown profile 'shapr'\. Did you mean 'sharp'"):
         HeadProfile.load("shapr")
-    for missing in (tmp_path / "missing.safetensors", tmp_path):
-        with pytest.raises(UnknownNameError, match="Known profiles: generic, pocket, pocket-one-pass, sharp"):
-            HeadProfile.load(missing)
+    with pytest.raises(UnknownNameError, match="Known profiles: generic, pocket, pocket-one-pass, sharp"):
+        HeadProfile.load(tmp_path)
+    missing = tmp_path / "missing.safetensors"
+    with pytest.raises(UnknownNameError, match=f"no profile {missing}.*calibrate.*by name there are generic, pocket"):
+        HeadProfile.load(missing)
 
 
 # What does not fit together
