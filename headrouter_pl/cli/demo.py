@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _NEW_TOKENS = 24
 _MIN_SECONDS = 0.1  # of a user's file; less gives no audio token, or next to none
-_SHOWN = 44  # characters of an answer in a table
+_SHOWN = 44  # characters of an answer
 
 
 @dataclass
@@ -114,13 +114,10 @@ def _known(
     names = {ratio: "unpruned" if ratio is None else f"{ratio:g}" for ratio in passes}
     marks = {ratio: [_mark(q, a) for q, a in zip(asked, run.answers, strict=True)] for ratio, run in passes.items()}
     print("\nAnswers")
-    print(format_table([
-        {
-            "": index + 1, "audio": f"{q.scene}, {scenes[q.scene].seconds:.0f} s", "type": q.type, "question": q.prompt,
-            "right answer": q.answer, **{names[ratio]: marks[ratio][index][1] for ratio in passes},
-        }
-        for index, q in enumerate(asked)
-    ]))  # fmt: skip
+    for place, q in enumerate(asked):  # not a table, which would be wider than a terminal
+        print(f"\n{place + 1}. {q.scene}, {scenes[q.scene].seconds:.0f} s, {q.type}: {q.prompt}")
+        for name, text in {"right answer": q.answer, **{names[r]: marks[r][place][1] for r in passes}}.items():
+            print(f"   {name:<12}  {text}")
     print("\nTokens, route and prefill of the decoder, seconds and share of the unpruned")
     print(format_table([{"": index + 1, **_costs(passes, index)} for index in range(len(asked))]))
 
@@ -270,7 +267,7 @@ def _less_lightning() -> Iterator[None]:
 
 
 def _mark(question: DemoQuestion, answer: str) -> tuple[bool, str]:
-    """Whether an answer is right, and how a table shows it."""
+    """Whether an answer is right, and how it is shown."""
     from headrouter_pl.data.pocket.benchmark import PocketItem
     from headrouter_pl.data.pocket.scoring import score_answer
 
@@ -281,8 +278,7 @@ def _mark(question: DemoQuestion, answer: str) -> tuple[bool, str]:
         ),
         answer,
     )  # fmt: skip
-    # What a model says may hold line ends and the table's own bars.
-    text = " ".join(answer.replace("|", "/").split())
+    text = " ".join(answer.split())  # what a model says may hold line ends
     text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
     errors = f", {score.errors} of {score.words} words" if score.words and not score.right else ""
     return score.right, f"{text} ({'right' if score.right else 'wrong'}{errors})".strip()

@@ -217,13 +217,18 @@ class TestTable:
         monkeypatch.setattr(pyplot, "close", figures.append)
         main(["demo", "--keep_ratio", "[1.0,0.25]", "--output", str(tmp_path / "demo.png")])
         out = capsys.readouterr().out
-        answers, costs = (cells(out[out.index(title) :], " ") for title in ("\nAnswers", "\nTokens"))
-        assert [row[1:4] for row in answers] == [
-            ["short, 2 s", "semantic", "w40 w41"], ["short, 2 s", "acoustic", "w50"], ["long, 2 s", "acoustic", "w60"],
+        answers, costs = out.split("\nAnswers")[1].split("\nTokens")
+        answers, costs = [each.splitlines() for each in answers.strip().split("\n\n")], cells(costs, " ")
+        assert [lines[0] for lines in answers] == [
+            "1. short, 2 s, semantic: w40 w41", "2. short, 2 s, acoustic: w50", "3. long, 2 s, acoustic: w60",
         ]  # fmt: skip
-        assert [("(right)" in row[5], "(right)" in row[6]) for row in answers] == [(True, True)] * 2 + [(False, False)]
+        assert [[line.split()[0] for line in lines[1:]] for lines in answers] == [
+            ["right", "unpruned", "1", "0.25"]
+        ] * 3
+        marks = [["(right)" in line for line in lines[2:]] for lines in answers]
+        assert [mark[:2] for mark in marks] == [[True, True]] * 2 + [[False, False]]
         assert [row[1:4] for row in costs] == [["40", "40", "10"], ["40", "40", "10"], ["60", "60", "15"]]
-        right = sum("(right)" in row[7] for row in answers)
+        right = sum(mark[2] for mark in marks)
         assert f"Right, all questions: unpruned 2 of 3; 1 2 of 3; 0.25 {right} of 3; by chance 0.8." in out
         assert "Right, semantic questions: unpruned 1 of 1; 1 1 of 1; 0.25 " in out
         assert asked == [["short", "short", "long"]]
@@ -271,7 +276,7 @@ class TestTable:
         ("A woman.", True, "A woman. (right)"),
         ("man", False, "man (wrong)"),
         ("", False, "(wrong)"),
-        ("a | b\nc", False, "a / b c (wrong)"),
+        ("a | b\nc", False, "a | b c (wrong)"),
         ("x" * 60, False, "x" * 41 + "... (wrong)"),
     ],
 )
