@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def main() -> None:
 def photograph(browser: Any, page: Path, number: int | None, folder: Path) -> None:
     """Writes ``gallery.png`` and, of a phone's width, ``gallery_phone.png``, both in light colours."""
     number = first_with_evidence(page) if number is None else number
-    for name, width, height in (("gallery", 1200, 900), ("gallery_phone", 390, 900)):
+    for name, width, height in (("gallery", 1200, 1180), ("gallery_phone", 390, 900)):
         shot = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
         shot.goto(f"{page.resolve().as_uri()}#{number}")
         shot.wait_for_selector(f"body[data-ready='{number - 1}']")
@@ -101,7 +102,7 @@ def time_loading(browser: Any, page: Path, samples: int, loads: int) -> dict[str
             readies.append(shot.evaluate("window.readyAt"))
             context.close()
     return {
-        "command": "python scripts/gallery_pictures.py",
+        "command": shlex.join(["python", "scripts/gallery_pictures.py", *sys.argv[1:]]),
         "machine": machine(),
         "browser": f"Chromium {browser.version}, headless",
         "samples": samples,
