@@ -159,7 +159,7 @@ def test_load_by_name(tmp_path: Path) -> None:
     assert HeadProfile.load("generic") is SHIPPED["generic"]
     with pytest.raises(UnknownNameError, match=r"Unknown profile 'shapr'\. Did you mean 'sharp'"):
         HeadProfile.load("shapr")
-    with pytest.raises(UnknownNameError, match="Known profiles: generic, pocket, pocket-one-pass, sharp"):
+    with pytest.raises(UnknownNameError, match="Known profiles: generic, pocket, pocket-deep, pocket-one-pass, sharp"):
         HeadProfile.load(tmp_path)
     missing = tmp_path / "missing.safetensors"
     with pytest.raises(UnknownNameError, match=f"no profile {missing}.*calibrate.*by name there are generic, pocket"):
