@@ -11,6 +11,7 @@ import pytest
 from headrouter_pl.cli.benchmark_report import page as benchmark_page
 from headrouter_pl.cli.compare_report import _main_tables, page
 from headrouter_pl.cli.evaluate import card
+from headrouter_pl.cli.tables import format_table
 from headrouter_pl.data.audiomarathon import LAYOUTS
 from headrouter_pl.tasks import TASKS
 
@@ -23,6 +24,14 @@ def test_the_pocket_card_shows_the_figures() -> None:
     assert card(figures) in page
     assert figures["command"] in page
     assert f"{figures['questions']} questions" in page
+
+
+@pytest.mark.parametrize("name", ["long_positions", "long_positions_before"])
+def test_the_pocket_page_shows_what_positions_cost(name: str) -> None:
+    figures = json.loads((DOCS / "data" / f"{name}.json").read_text(encoding="utf-8"))
+    page = (DOCS / "pocket.md").read_text(encoding="utf-8")
+    assert format_table(figures["rows"]) in page
+    assert figures["command"] in page
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
