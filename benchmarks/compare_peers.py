@@ -20,7 +20,7 @@ import multiprocessing
 import shlex
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -260,13 +260,26 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     else:
         rows = [row for seconds in given.seconds for row in measure(given, seconds)]
         figures = {"device": machine(), "command": command, "rows": rows, "accuracy": None}
-    shown = ("peer", "keep_ratio", "length_s", "prefill_ratio", "decode_ratio", "peak_memory_ratio", "kv_ratio",
-             "accuracy", "n")  # fmt: skip
-    print(format_table([{name: "-" if row[name] is None else row[name] for name in shown} for row in figures["rows"]]))
+    print(table(figures["rows"]))
     if given.output:
         write_text(Path(given.output), dump_figures(figures))
         print(f"Written: {given.output}")
     return figures
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The ratios, a line for each row."""
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    return format_table([
+        {"audio": f"{row['length_s']:g} s", "method": row["peer"], "kept": f"{row['keep_ratio']:g}",
+         "prefill": cell(row["prefill_ratio"]), "decode": cell(row["decode_ratio"]),
+         "peak memory": cell(row["peak_memory_ratio"]), "KV MiB": f"{row['kv_bytes'] / 2**20:.1f}",
+         "accuracy": cell(row["accuracy"])}
+        for row in rows
+    ])  # fmt: skip
 
 
 def add_accuracy(
