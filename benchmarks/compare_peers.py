@@ -1,15 +1,17 @@
 """Ours beside the same pruning in the way of the peers (`benchmarks/peers`): time, memory, accuracy.
 
-Prefill, decoding, peak memory and KV bytes are measured on random weights of a model's shape, all methods taking turns:
+Prefill, decoding and KV bytes are measured on random weights of a model's shape, all methods taking turns:
 
-    python benchmarks/compare_peers.py --seconds 60 300 --output docs/data/peers.json
+    python benchmarks/compare_peers.py --seconds 300 60 --output docs/data/peers.json
 
-Accuracy is asked for on the Pocket benchmark with trained weights, all methods on the same questions, and goes into the
-rows of the file that the first command wrote:
+Two further runs fill in rows of the file that the first one wrote. Peak memory is that of one prefill with its encoder,
+in a fresh process (Linux), or allocated GPU memory:
+
+    python benchmarks/compare_peers.py --seconds 300 60 --peaks --output docs/data/peers.json
+
+Accuracy is asked for on the Pocket benchmark with trained weights, all methods on the same questions:
 
     python benchmarks/compare_peers.py --questions 200 --output docs/data/peers.json
-
-Peak memory is that of one prefill in a fresh process (Linux), or allocated GPU memory.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import multiprocessing
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
@@ -45,7 +48,7 @@ from headrouter_pl.data.pocket.scoring import score_answer
 from headrouter_pl.models.answering import EncodedPrompter
 from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.models.shapes import get_shape
-from headrouter_pl.pruning.timing import now, time_prefills
+from headrouter_pl.pruning import timing
 from headrouter_pl.results import write_text
 
 OURS: dict[str, dict[str, Any]] = {
@@ -93,19 +96,21 @@ def generate(model: Any, inputs: Inputs, tokens: int, eos: int | None = None) ->
             break
         found.append(token)
         if step < tokens:
-            started = now()
+            started = timing.now()
             output = model(
                 input_ids=token,
                 past_key_values=cache,
                 use_cache=True,
                 position_ids=torch.full_like(token, length + step),
             )
-            steps.append(now() - started)
+            steps.append(timing.now() - started)
     return [int(token) for token in found], held, steps
 
 
 def measure(given: argparse.Namespace, seconds: float) -> list[dict[str, Any]]:
-    """Time and memory of each method at each ratio, pruned / unpruned, in alternating runs."""
+    """Times and KV bytes of each method at each ratio, pruned / unpruned, in alternating runs."""
+    if given.cpu_time:
+        timing.now = time.process_time
     model, inputs = build(given, seconds)
     warm_up = get_shape(given.shape).inputs(model, min(seconds, 30.0))
     keys = [(UNPRUNED, 1.0), *((method, ratio) for ratio in given.keep_ratios for method in METHODS[1:])]
@@ -119,25 +124,20 @@ def measure(given: argparse.Namespace, seconds: float) -> list[dict[str, Any]]:
     with encoded_once(model):
         for method, ratio in tqdm(turns, desc=f"{given.shape}, {seconds:g} s", unit="run"):
             context = pruned(method, model, ratio, given.layer, FixedPrompt())
-            with context, time_prefills(model) as times:
+            with context, timing.time_prefills(model) as times:
                 _, held[method, ratio], steps = generate(model, inputs, given.tokens)
             prefills[method, ratio] += times
             decodes[method, ratio].append(statistics.median(steps))
     base = keys[0]
-    peaks = {
-        key: peak_of(given, seconds, *key) if given.memory else None
-        for key in tqdm(keys, desc="peak memory", unit="run")
-    }
     return [
         {"peer": method, "keep_ratio": ratio, "shape": given.shape, "num_layers": given.num_layers,
          "length_s": seconds, "batch": 1, "layer": given.layer, "attention": "sdpa", "dtype": given.dtype,
          "prefill_ratio": rounded(statistics.median(prefills[key]) / statistics.median(prefills[base])),
          "prefill_s": spread(prefills[key]),
          "decode_ratio": rounded(statistics.median(decodes[key]) / statistics.median(decodes[base])),
-         "decode_s": spread(decodes[key]),
-         "peak_memory_ratio": rounded(peaks[key] / peaks[base]) if given.memory else None, "peak_bytes": peaks[key],
-         "kv_bytes": held[key], "kv_ratio": rounded(held[key] / held[base]), "runs": given.runs,
-         "accuracy": None, "n": None}
+         "decode_s": spread(decodes[key]), "kv_bytes": held[key], "kv_ratio": rounded(held[key] / held[base]),
+         "runs": given.runs, "clock": "cpu" if given.cpu_time else "wall",
+         "peak_memory_ratio": None, "peak_bytes": None, "accuracy": None, "n": None}
         for key in keys
         for method, ratio in [key]
     ]  # fmt: skip
@@ -239,13 +239,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16, help="to decode")
-    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--questions", type=int, default=0, help="of the Pocket benchmark to ask, and measure nothing")
+    parser.add_argument("--cpu_time", action="store_true", help="of the process, where it shares its core")
+    parser.add_argument("--peaks", action="store_true", help="measure peak memory alone")
+    parser.add_argument("--questions", type=int, default=0, help="of the Pocket benchmark to ask, alone")
     parser.add_argument("--weights", default="shipped", help="to answer with")
     parser.add_argument("--answer_dtype", default="bfloat16", help="of these weights")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--lengths", type=int, nargs="+", help="seconds of the scenes to ask about; all by default")
-    parser.add_argument("--output", help="a JSON file; with questions one that is there already")
+    parser.add_argument("--output", help="a JSON file; for peaks and questions one of times")
     return parser.parse_args(arguments)
 
 
@@ -253,18 +254,43 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = parse(arguments)
     command = shlex.join(["python", "benchmarks/compare_peers.py", *(sys.argv[1:] if arguments is None else arguments)])
     known = json.loads(Path(given.output).read_text()) if given.output and Path(given.output).exists() else None
-    if given.questions:
+    if given.questions or given.peaks:
         if known is None:
-            raise SystemExit("Accuracy goes into the rows of --output: measure first, without --questions.")
-        figures = add_accuracy(known, ask(given), given, command)
+            raise SystemExit("This goes into the rows of --output: measure first, without --questions and --peaks.")
+        figures = dict(known)
+        if given.peaks:
+            figures = add_peaks(figures, given, command)
+        if given.questions:
+            figures = add_accuracy(figures, ask(given), given, command)
+        write(figures, given.output)
     else:
-        rows = [row for seconds in given.seconds for row in measure(given, seconds)]
-        figures = {"device": machine(), "command": command, "rows": rows, "accuracy": None}
-    print(table(figures["rows"]))
-    if given.output:
-        write_text(Path(given.output), dump_figures(figures))
-        print(f"Written: {given.output}")
+        figures = {"device": None, "command": command, "rows": [], "peaks": None, "accuracy": None}
+        for seconds in given.seconds:
+            figures["rows"] += measure(given, seconds)
+            figures["device"] = machine()
+            write(figures, given.output)
     return figures
+
+
+def add_peaks(figures: Mapping[str, Any], given: argparse.Namespace, command: str) -> dict[str, Any]:
+    """Figures of the times with the peak memory in the rows of these lengths and ratios."""
+    rows = [dict(row) for row in figures["rows"]]
+    wanted = [row for row in rows
+              if row["length_s"] in given.seconds and row["keep_ratio"] in (1.0, *given.keep_ratios)]  # fmt: skip
+    for row in tqdm(wanted, desc="peak memory", unit="run"):
+        row["peak_bytes"] = peak_of(given, row["length_s"], row["peer"], row["keep_ratio"])
+    whole = {row["length_s"]: row["peak_bytes"] for row in wanted if row["peer"] == UNPRUNED}
+    for row in wanted:
+        row["peak_memory_ratio"] = rounded(row["peak_bytes"] / whole[row["length_s"]])
+    return {**figures, "rows": rows, "peaks": {"command": command, "device": machine()}}
+
+
+def write(figures: Mapping[str, Any], path: str | None) -> None:
+    """Prints the table, and writes the figures where asked for."""
+    print(table(figures["rows"]))
+    if path:
+        write_text(Path(path), dump_figures(figures))
+        print(f"Written: {path}")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

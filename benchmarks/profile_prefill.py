@@ -9,6 +9,10 @@ Random weights of a model's shape; the audio encoder is left out.
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +22,9 @@ from transformers import DynamicCache
 
 from headrouter_pl import AudioTokenPruner
 from headrouter_pl.cli.benchmark import FixedPrompt
-from headrouter_pl.cli.tables import format_table, machine
+from headrouter_pl.cli.tables import dump_figures, format_table, machine
 from headrouter_pl.models.shapes import get_shape
+from headrouter_pl.results import write_text
 
 
 @torch.inference_mode()
@@ -34,6 +39,7 @@ def main() -> None:
     parser.add_argument("--decode", action="store_true", help="profile a step of decoding instead of the prefill")
     parser.add_argument("--rows", type=int, default=12)
     parser.add_argument("--trace", help="a file for the trace, to look at in a browser")
+    parser.add_argument("--output", help="a JSON file for the rows")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,22 +77,33 @@ def prefill(model: Any, inputs: Any, cache: Any) -> torch.Tensor:
 
 
 def show(found: Any, given: argparse.Namespace) -> None:
-    """Prints the operations that most time is spent in."""
-    cuda = torch.cuda.is_available()
-    time = "self_device_time_total" if cuda else "self_cpu_time_total"
-    events = sorted(found.key_averages(), key=lambda event: -getattr(event, time))
-    total = sum(getattr(event, time) for event in events)
-    what = "decoding step" if given.decode else "prefill"
-    setting = f"K = {given.layer}, {given.keep_ratio:g} kept, {given.dtype}"
-    print(f"{given.shape}, {given.seconds:g} s, {setting}, {machine()}")
-    print(f"{what}: {total / 1e6:.4g} s in {sum(event.count for event in events)} operations\n")
-    print(format_table([
-        {"operation": event.key, "calls": event.count, "ms": f"{getattr(event, time) / 1e3:.4g}",
-         "share": f"{getattr(event, time) / total:.1%}"}
+    """Prints the operations that most time is spent in, and writes them where asked for."""
+    name = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    events = sorted(found.key_averages(), key=lambda event: -getattr(event, name))
+    total = sum(getattr(event, name) for event in events)
+    rows = [
+        {"operation": event.key, "calls": event.count, "ms": float(f"{getattr(event, name) / 1e3:.4g}"),
+         "share": round(getattr(event, name) / total, 4)}
         for event in events[: given.rows]
-    ]))  # fmt: skip
+    ]  # fmt: skip
+    figures = {
+        "device": machine(), "command": shlex.join(["python", "benchmarks/profile_prefill.py", *sys.argv[1:]]),
+        "shape": given.shape, "length_s": given.seconds, "layer": given.layer, "keep_ratio": given.keep_ratio,
+        "dtype": given.dtype, "of": "a decoding step" if given.decode else "a prefill",
+        "seconds": float(f"{total / 1e6:.4g}"), "operations": sum(event.count for event in events), "rows": rows,
+    }  # fmt: skip
+    print(f"{figures['of']}: {figures['seconds']} s in {figures['operations']} operations, {figures['device']}\n")
+    print(table(rows))
+    if given.output:
+        write_text(Path(given.output), dump_figures(figures))
+        print(f"Written: {given.output}")
     if given.trace:
         found.export_chrome_trace(given.trace)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows, as Markdown."""
+    return format_table([row | {"ms": f"{row['ms']:.4g}", "share": f"{row['share']:.1%}"} for row in rows])
 
 
 if __name__ == "__main__":

@@ -214,11 +214,12 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Figures of two lengths and two ratios."""
     monkeypatch.setitem(SHAPES, "pocket", narrow("pocket"))
     monkeypatch.setattr(compare_peers, "peak_of", compare_peers.peak_here)
-    compare_peers.main([
-        "--seconds", "2", "3", "--keep_ratios", "1", "0.1", "--runs", "1", "--tokens", "2", "--threads", "1",
-        "--output", str(tmp_path / "peers.json"),
-    ])  # fmt: skip
-    return tmp_path / "peers.json"
+    path = tmp_path / "peers.json"
+    arguments = ["--seconds", "2", "3", "--keep_ratios", "1", "0.1", "--threads", "1", "--output", str(path)]
+    compare_peers.main([*arguments, "--runs", "1", "--tokens", "2"])
+    assert all(row["peak_bytes"] is None for row in json.loads(path.read_text())["rows"])
+    compare_peers.main([*arguments, "--peaks"])
+    return path
 
 
 def test_comparison(measured: Path) -> None:
@@ -234,6 +235,8 @@ def test_comparison(measured: Path) -> None:
         assert held["fastv"] == held["headrouter-pl, fastv"] == held["headrouter, generic"] == ours
         assert held["kv eviction"] == held["input dropping"] == early < ours < whole["kv_bytes"]
     assert all(row["accuracy"] is None and row["runs"] == 1 for row in rows.values())
+    assert all(row["peak_bytes"] > 2**20 for row in rows.values())
+    assert "--peaks" in figures["peaks"]["command"]
 
 
 def test_the_encoder_runs_once() -> None:
@@ -286,7 +289,7 @@ def test_accuracy_goes_into_a_file_of_times(
     arguments = ["--questions", "9", "--keep_ratios", "1", "--threads", "1", "--output"]
     compare_peers.main([*arguments, str(measured)])
     after = json.loads(measured.read_text())
-    assert (after["command"], after["device"]) == (before["command"], before["device"])
+    assert all(after[name] == before[name] for name in ("command", "device", "peaks"))
     assert after["accuracy"]["n"] == 5
     assert "| input dropping" in capsys.readouterr().out
     assert "--questions 9" in after["accuracy"]["command"]
