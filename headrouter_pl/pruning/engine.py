@@ -11,7 +11,7 @@ import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
@@ -33,6 +33,9 @@ from headrouter_pl.pruning.pooling import Pooling
 from headrouter_pl.pruning.prompts import PromptReader
 from headrouter_pl.pruning.report import PrefillRecord, PruningReport
 from headrouter_pl.scorers import Scorer, ScoringInputs
+
+# Arguments of a decoder layer, beside the hidden states, that hold one row per position: [.., L, d].
+STATES = ("per_layer_input", "position_embeddings")
 
 
 @dataclass(eq=False)
@@ -60,7 +63,6 @@ class Forward:
         full: Input of the layer at work, full-length.
         scouted: Layers and rows of the scout pass; 0 where there was none.
         masks: Masks made so far: from which, for sliding windows or not, and the result.
-        gathered: Rows taken so far of what layers are given alike: out of what, and the result.
         total: Positions of the full sequence, this forward's included; known from layer K on, or where keys were
             evicted.
         outer: The forward of another engine that this one runs in, if any.
@@ -86,7 +88,6 @@ class Forward:
     left: CompactKeys | None = None
     full: Tensor | None = None
     masks: list[tuple[Any, bool, Tensor | None]] = field(default_factory=list)
-    gathered: list[tuple[Any, Any]] = field(default_factory=list)
     total: int = 0
     outer: Forward | None = None
 
@@ -559,13 +560,12 @@ class PruningEngine:
         if rows is not None:
             forward.full = hidden
             given["hidden_states"] = rows.gather(hidden)
-            if (value := given.get("per_layer_input")) is not None:
-                given["per_layer_input"] = rows.gather(value)
-            if (value := given.get("position_embeddings")) is not None:
-                given["position_embeddings"] = _gather_once(forward, value, rows.gather)
+            for name in STATES:
+                if (value := given.get(name)) is not None:
+                    given[name] = tuple(map(rows.gather, value)) if isinstance(value, tuple) else rows.gather(value)
             if (ids := given.get("position_ids")) is not None:
                 # Rotary is in position_embeddings already; flash attention would take gaps for packed samples.
-                given["position_ids"] = None if self._is_flash(index) else _gather_once(forward, ids, rows.gather_ids)
+                given["position_ids"] = None if self._is_flash(index) else rows.gather_ids(ids)
         return (given.pop("hidden_states"),), given
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -848,16 +848,6 @@ def _parameter_names(module: nn.Module, wanted: str) -> list[str]:
 
 def _on(device: torch.device, tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
-
-
-def _gather_once(forward: Forward, value: Any, gather: Callable[[Tensor], Tensor]) -> Any:
-    """The rows of an argument, a tensor or several, that the layers of one kind are all given alike."""
-    for given, made in forward.gathered:
-        if given is value:
-            return made
-    made = tuple(map(gather, value)) if isinstance(value, tuple) else gather(value)
-    forward.gathered.append((value, made))
-    return made
 
 
 def _take(states: Tensor, index: Tensor) -> Tensor:
