@@ -103,7 +103,7 @@ def show(found: Any, given: argparse.Namespace) -> None:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows, as Markdown."""
-    return format_table([row | {"ms": f"{row['ms']:.4g}", "share": f"{row['share']:.1%}"} for row in rows])
+    return format_table([row | {"ms": f"{row['ms']:,.0f}", "share": f"{row['share']:.1%}"} for row in rows])
 
 
 if __name__ == "__main__":
