@@ -50,6 +50,7 @@ class Method:
         types: Instead of a router: type of a question -> type of the profile that it is given. Each type to itself is
             the ceiling of routing, to another one the swapped profile.
         layer: The prune layer K; the pruner's default if None.
+        evict_early: Whether the pruned audio leaves the KV cache of the layers below K too, after each prefill.
         seeds: Seeds of a scorer that draws; its answers are averaged over them.
         init_args: Further arguments of the scorer's class.
     """
@@ -60,6 +61,7 @@ class Method:
     router: str | None = None
     types: Mapping[str, str] | None = None
     layer: int | None = None
+    evict_early: bool = False
     seeds: Sequence[int] | None = None
     init_args: Mapping[str, Any] = field(default_factory=dict)
 

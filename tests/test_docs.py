@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import compare_peers
+import profile_prefill
 import pytest
 
 from headrouter_pl.cli.benchmark_report import page as benchmark_page
@@ -100,6 +102,29 @@ def test_the_fine_tuning_table_is_that_of_its_run() -> None:
         cells += [f"{row[name]:.3f}" for name in ("train_loss", "loss_unpruned", "right_unpruned")]
         cells += [f"{row['asked_pruned_at']:.1f}", *(f"{row[name]:.3f}" for name in ("loss_pruned", "right_pruned"))]
         assert f"| {' | '.join(cells)} |" in text
+
+
+def test_the_performance_page_shows_the_peers() -> None:
+    figures = json.loads((DOCS / "data" / "peers.json").read_text(encoding="utf-8"))
+    text = (DOCS / "performance.md").read_text(encoding="utf-8")
+    assert compare_peers.table(figures["rows"]) in text
+    assert figures["command"] in text
+    if figures["peaks"] is not None:
+        assert figures["peaks"]["command"] in text
+    if (accuracy := figures["accuracy"]) is not None:
+        assert accuracy["command"] in text
+        assert f"n = {accuracy['n']} questions" in text
+
+
+def test_the_performance_page_shows_the_profile() -> None:
+    figures = json.loads((DOCS / "data" / "profile_pocket_cpu.json").read_text(encoding="utf-8"))
+    text = (DOCS / "performance.md").read_text(encoding="utf-8")
+    assert profile_prefill.table(figures["rows"]) in text
+    assert figures["command"] in text
+    shares = {row["operation"].rpartition(":")[2]: row["share"] for row in figures["rows"]}
+    most = shares["mm"] + shares["_scaled_dot_product_flash_attention_for_cpu"]
+    assert f"there are take {100 * most:.0f} %" in text
+    assert f"with {100 * shares['gather']:.1f} % around" in text
 
 
 def test_the_performance_page_shows_the_benchmark() -> None:

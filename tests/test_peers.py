@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -208,46 +209,99 @@ def test_one_sample_at_a_time(model: Any, inputs: dict[str, Tensor], peer: Any) 
         prefill(model, inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
 
 
-def test_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Figures of two lengths and two ratios."""
     monkeypatch.setitem(SHAPES, "pocket", narrow("pocket"))
     monkeypatch.setattr(compare_peers, "peak_of", compare_peers.peak_here)
     path = tmp_path / "peers.json"
-    figures = compare_peers.main([
-        "--seconds", "2", "--keep_ratios", "0.5", "0.1", "--runs", "1", "--tokens", "2", "--threads", "1",
-        "--output", str(path),
-    ])  # fmt: skip
-    rows = {(row["peer"], row["keep_ratio"]): row for row in figures["rows"]}
-    assert len(rows) == 1 + 2 * (len(PEERS) + len(compare_peers.OURS))
-    assert path.read_text().count('"peer"') == len(rows)
-    whole = rows["unpruned", 1.0]
-    assert (whole["prefill_ratio"], whole["decode_ratio"], whole["kv_ratio"], whole["peak_memory_ratio"]) == (1,) * 4
-    ours = rows["headrouter", 0.1]["kv_bytes"]
-    assert rows["fastv", 0.1]["kv_bytes"] == rows["headrouter-pl, fastv", 0.1]["kv_bytes"] == ours
-    assert rows["kv eviction", 0.1]["kv_bytes"] == rows["input dropping", 0.1]["kv_bytes"] < ours < whole["kv_bytes"]
+    arguments = ["--seconds", "2", "3", "--keep_ratios", "1", "0.1", "--threads", "1", "--output", str(path)]
+    compare_peers.main([*arguments, "--runs", "1", "--tokens", "2"])
+    assert all(row["peak_bytes"] is None for row in json.loads(path.read_text())["rows"])
+    compare_peers.main([*arguments, "--peaks"])
+    return path
+
+
+def test_comparison(measured: Path) -> None:
+    figures = json.loads(measured.read_text())
+    rows = {(row["peer"], row["keep_ratio"], row["length_s"]): row for row in figures["rows"]}
+    assert len(rows) == len(figures["rows"]) == 2 * (1 + 2 * (len(PEERS) + len(compare_peers.OURS)))
+    for seconds in (2, 3):
+        whole = rows["unpruned", 1.0, seconds]
+        ratios = ("prefill_ratio", "decode_ratio", "kv_ratio", "peak_memory_ratio")
+        assert all(whole[name] == 1 for name in ratios)
+        held = {name: rows[name, 0.1, seconds]["kv_bytes"] for name in compare_peers.METHODS[1:]}
+        ours, early = held["headrouter"], held["headrouter, evicted early"]
+        assert held["fastv"] == held["headrouter-pl, fastv"] == held["headrouter, generic"] == ours
+        assert held["kv eviction"] == held["input dropping"] == early < ours < whole["kv_bytes"]
     assert all(row["accuracy"] is None and row["runs"] == 1 for row in rows.values())
-    assert "| input dropping" in capsys.readouterr().out
+    assert all(row["peak_bytes"] > 2**20 for row in rows.values())
+    assert "--peaks" in figures["peaks"]["command"]
 
 
-def test_accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_encoder_runs_once() -> None:
+    model, calls = narrow("pocket").build(), []
+    tower = next(module for name, module in model.named_modules() if name.endswith("audio_tower"))
+    inputs = narrow("pocket").inputs(model, SECONDS)
+    expected, _ = prefill(model, inputs)
+    tower.conv1.register_forward_hook(lambda *_: calls.append(1))
+    with compare_peers.encoded_once(model):
+        for _ in range(3):
+            logits, _ = prefill(model, inputs)
+            assert torch.equal(logits, expected)
+    assert len(calls) == 1
+    prefill(model, inputs)
+    assert len(calls) == 2
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[bool]:
+    """Five questions, and which of them the tiny model answers rightly unpruned, in the order they are asked in."""
     model, processor = tiny_pocket.build(), tiny_pocket.make_processor()
-    questions = tiny_pocket.make_questions(tmp_path)
+    made = tiny_pocket.make_questions(tmp_path)
     monkeypatch.setattr(compare_peers, "MAX_NEW_TOKENS", 6)
     reader = AudioReader(model, processor, compare_peers.MAX_NEW_TOKENS)
-    answers = [reader.answer(reader.read(read_audio(tmp_path / i.audio, 16_000)), i.prompt) for i in questions.items]
-    told = zip(questions.items, answers, strict=True)
-    known = [replace(item, task="topic", answer=text, options=()) for item, text in told]
+    answers = [reader.answer(reader.read(read_audio(tmp_path / i.audio, 16_000)), i.prompt) for i in made.items]
+    known = [replace(i, task="topic", answer=text, options=()) for i, text in zip(made.items, answers, strict=True)]
     known[1] = replace(known[1], answer="w8")
     monkeypatch.setattr(compare_peers.PocketBenchmark, "open", lambda split: PocketBenchmark(tmp_path, known))
     monkeypatch.setattr(compare_peers, "load_model", lambda *_: (model, processor))
-    right = compare_peers.ask(compare_peers.parse(["--questions", "9", "--keep_ratios", "1", "0.1", "--threads", "1"]))
-    expected = [item.answer != "w8" for item in compare_peers.mix(known)]
-    assert sorted(expected) == [False, *[True] * 4]
+    return [item.answer != "w8" for item in compare_peers.mix(known)]
+
+
+def test_accuracy(questions: list[bool]) -> None:
+    asked = compare_peers.ask(compare_peers.parse(["--questions", "9", "--keep_ratios", "1", "0.1", "--threads", "1"]))
+    right = asked["right"]
+    assert sorted(questions) == [False, *[True] * 4]
+    assert asked["tasks"] == ["topic"] * 5
     for method in compare_peers.METHODS:
         if method != "dart":  # which keeps a few less, as published
-            assert right[method, 1.0] == expected
+            assert right[method, 1.0] == questions
         if method != compare_peers.UNPRUNED:
             assert len(right[method, 0.1]) == 5
-    assert any(right[method, 0.1] != expected for method in PEERS)
+    assert any(right[method, 0.1] != questions for method in PEERS)
+
+
+def test_accuracy_goes_into_a_file_of_times(
+    measured: Path, questions: list[bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads(measured.read_text())
+    arguments = ["--questions", "9", "--keep_ratios", "1", "--threads", "1", "--output"]
+    compare_peers.main([*arguments, str(measured)])
+    after = json.loads(measured.read_text())
+    assert all(after[name] == before[name] for name in ("command", "device", "peaks"))
+    assert after["accuracy"]["n"] == 5
+    assert "| input dropping" in capsys.readouterr().out
+    assert "--questions 9" in after["accuracy"]["command"]
+    for old, new in zip(before["rows"], after["rows"], strict=True):
+        told = new.pop("accuracy"), new.pop("n")
+        assert new == {name: value for name, value in old.items() if name not in ("accuracy", "n")}
+        if old["keep_ratio"] != 1:
+            assert told == (None, None)
+        elif old["peer"] != "dart":
+            assert told == (0.8, 5)
+    with pytest.raises(SystemExit, match="measure first"):
+        compare_peers.main([*arguments, str(tmp_path / "none.json")])
 
 
 def test_the_package_does_not_import_them() -> None:

@@ -64,6 +64,8 @@ class HeadRouterCallback(StageCallback):
         calibration_batches: How many batches of a stage each process measures for ``profile="self"``.
         tokenizer: Tokenizer or processor of the model, for routing by the prompt; if None, the attribute ``processor``
             or ``tokenizer`` of the LightningModule or of its datamodule.
+        evict_early: After each prefill, drop the pruned audio from the KV cache of the layers below K too; see
+            :class:`AudioTokenPruner`.
         stages: Where to prune, of ``"fit"``, ``"validate"``, ``"test"`` and ``"predict"``.
         log: Whether to log.
 
@@ -88,6 +90,7 @@ class HeadRouterCallback(StageCallback):
         profile: str | HeadProfile = "auto",
         calibration_batches: int = SELF_CALIBRATION_BATCHES,
         tokenizer: Tokenizer | None = None,
+        evict_early: bool = False,
         stages: Sequence[str] = ("validate", "test", "predict"),
         log: bool = True,
     ) -> None:
@@ -114,6 +117,7 @@ class HeadRouterCallback(StageCallback):
             router=router,
             profile="generic" if itself and scorer == "headrouter" else profile,
             tokenizer=tokenizer,
+            evict_early=evict_early,
         )
         self.tokenizer = tokenizer
         self.stages = stages
@@ -323,6 +327,7 @@ class HeadRouterCallback(StageCallback):
             "keep_ratio": pruner.keep_ratio,
             "keep_tokens": pruner.keep_tokens,
             "layer": pruner.layer,
+            "evict_early": pruner.evict_early,
             "scorer": type(pruner.scorer).__name__,
             "stages": list(self.stages),
         }

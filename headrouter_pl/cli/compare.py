@@ -35,6 +35,7 @@ def compare(
     checkpoint: str | None = None,
     split: str = "validation",
     lengths: list[int] | None = None,
+    tasks: list[str] | None = None,
     max_scenes: int | None = None,
     max_minutes: float | None = None,
     dtype: str = "bfloat16",
@@ -51,8 +52,9 @@ def compare(
 
     Args:
         methods: The methods, each with ``name`` and ``scorer``, and perhaps ``profile``, ``router`` or ``types``,
-            ``layer``, ``seeds`` and ``init_args``; see :class:`headrouter_pl.comparison.Method`. The profile "self" is
-            measured on the first eight questions, as HeadRouterCallback measures it on the first batches.
+            ``layer``, ``evict_early``, ``seeds`` and ``init_args``; see :class:`headrouter_pl.comparison.Method`. The
+            profile "self" is measured on the first eight questions, as HeadRouterCallback measures it on the first
+            batches.
         keep_ratios: Shares of the audio tokens to keep; the unpruned model (1.0) is always asked.
         tested: Methods to test against all others, by paired bootstrap.
         drawn: Methods that the figures show; all by default.
@@ -60,6 +62,7 @@ def compare(
         checkpoint: A Lightning checkpoint of the training, instead of weights.
         split: "validation" or "test".
         lengths: Seconds of the scenes to ask about; all by default.
+        tasks: Tasks to ask about, such as "transcription"; all by default.
         max_scenes: Scenes of each length, at most: the first that the whole comparison would ask about.
         max_minutes: Ask no new question after so long, and report what is there; 0 to report an earlier run.
         dtype: Of the weights, as torch names it.
@@ -77,6 +80,7 @@ def compare(
     from headrouter_pl.cli.tables import dump_figures, machine
     from headrouter_pl.comparison import summarize
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
+    from headrouter_pl.data.pocket.questions import QUESTION_TASKS
     from headrouter_pl.results import ResultsLog, write_text
 
     chosen = read_methods(methods)
@@ -85,10 +89,14 @@ def compare(
         if name not in [method.name for method in chosen]:
             raise unknown_name("method", name, [method.name for method in chosen])
     check_methods(chosen)
+    for name in tasks or ():
+        if name not in QUESTION_TASKS:
+            raise unknown_name("task", name, QUESTION_TASKS)
     benchmark = PocketBenchmark.open(split)
-    items = choose_items(mix(benchmark.items), lengths, max_scenes)
+    asked = [item for item in mix(benchmark.items) if tasks is None or item.task in tasks]
+    items = choose_items(asked, lengths, max_scenes)
     if not items:
-        raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
+        raise HeadRouterError(f"the {split} split has no scenes of {lengths} s with questions of {tasks or 'any task'}")
     model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))
@@ -226,7 +234,9 @@ class Asker:
             for seed in method.seeds or (None,):
                 scorer = build_scorer(method, seed)
                 for ratio in ratios:
-                    pruner = AudioTokenPruner(ratio, layer=method.layer, scorer=scorer, tokenizer=processor)
+                    pruner = AudioTokenPruner(
+                        ratio, layer=method.layer, scorer=scorer, tokenizer=processor, evict_early=method.evict_early
+                    )
                     self.runs.append(Run(method, seed, ratio, pruner.engine(model)))
 
     def calibrate(self, items: Sequence[PocketItem], folder: Path) -> None:
@@ -265,8 +275,9 @@ class Asker:
                             engine.detach()
                 measured[run.method.name] = HeadRouterScorer(sums.profile(), scorer.router, scorer.queries)
             pruner = AudioTokenPruner(
-                run.ratio, layer=run.method.layer, scorer=measured[run.method.name], tokenizer=self.processor
-            )
+                run.ratio, layer=run.method.layer, scorer=measured[run.method.name], tokenizer=self.processor,
+                evict_early=run.method.evict_early,
+            )  # fmt: skip
             run.engine = pruner.engine(self.model)
 
     def describe(self) -> list[dict[str, Any]]:

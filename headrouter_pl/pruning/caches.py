@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,6 +29,7 @@ class CompactKeys:
         valid: Bool tensor ``[B, n]``, or None where all are valid.
         length: Length of the full sequence they stand for. All later tokens are held.
         layer: The prune layer K.
+        evicted: Whether the layers below K hold no other keys either, once a prefill is over.
         current: Length of the full sequence by now, counted here because a static cache keeps it on the device.
     """
 
@@ -34,12 +37,13 @@ class CompactKeys:
     valid: Tensor | None
     length: int
     layer: int
+    evicted: bool = False
     current: int = 0
 
     @classmethod
-    def empty(cls, batch: int, layer: int, device: torch.device) -> CompactKeys:
+    def empty(cls, batch: int, layer: int, device: torch.device, evicted: bool = False) -> CompactKeys:
         """No keys yet."""
-        return cls(torch.zeros(batch, 0, dtype=torch.long, device=device), None, 0, layer)
+        return cls(torch.zeros(batch, 0, dtype=torch.long, device=device), None, 0, layer, evicted)
 
     @classmethod
     def of(cls, cache: Any) -> CompactKeys | None:
@@ -52,6 +56,11 @@ class CompactKeys:
         if not isinstance(cache, PrunedCache):
             # The class, not methods on the object: a cycle would keep gigabytes alive until it is collected.
             cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
+
+    @property
+    def gone(self) -> int:
+        """Positions of the full sequence that the layers below K hold no keys of."""
+        return self.length - self.index.shape[1] if self.evicted else 0
 
     @staticmethod
     def take_off(cache: Any) -> None:
@@ -109,14 +118,53 @@ class PrunedCache:
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Stores keys, under a pruner only: without one, masks would not fit what the layers hold."""
-        layer = self._headrouter_keys.layer
+        keys = self._headrouter_keys
         # Code that is being compiled cannot read the variable.
-        if layer_idx >= layer and not torch.compiler.is_compiling() and _prune_layer_at_work() != layer:
+        if (
+            (layer_idx >= keys.layer or keys.evicted)
+            and not torch.compiler.is_compiling()
+            and _pruner_at_work() != (keys.layer, keys.evicted)
+        ):
+            early = ", evict_early=True" if keys.evicted else ""
             raise HeadRouterError(
-                f"This cache was filled under a pruner with layer={layer}, which alone knows what its layers hold. Go "
-                "on inside the same `with pruner(model)`, or prefill again."
+                f"This cache was filled under a pruner with layer={keys.layer}{early}, which alone knows what its "
+                "layers hold. Go on inside the same `with pruner(model)`, or prefill again."
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)  # type: ignore[misc]
+
+    # Of a layer whose keys were evicted the model is told what it would hold without: its positions and masks are made
+    # for the full sequence, and the pruner cuts them.
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        """Positions that a layer stands for; an int, or a tensor where the layer is a static one."""
+        keys, held = self._headrouter_keys, super().get_seq_length(layer_idx)  # type: ignore[misc]
+        return held + keys.gone if keys.gone and layer_idx < keys.layer else held
+
+    def get_mask_sizes(self, query: Any, layer_idx: int) -> tuple[int, int]:
+        """Columns of a layer's mask, and positions before the first of them."""
+        keys = self._headrouter_keys
+        sizes: tuple[int, int] = super().get_mask_sizes(query, layer_idx)  # type: ignore[misc]
+        if not keys.gone or layer_idx >= keys.layer:
+            return sizes
+        layer = self.layers[layer_idx]  # type: ignore[attr-defined]
+        if layer.is_sliding:
+            layer = copy.copy(layer)
+            for name in _COUNTS:
+                if isinstance(count := getattr(layer, name, None), int):
+                    setattr(layer, name, count + keys.gone)
+            return cast(tuple[int, int], layer.get_mask_sizes(query))
+        return sizes if layer.is_compileable else (sizes[0] + keys.gone, sizes[1])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last tokens, a negative number of them."""
+        keys = self._headrouter_keys
+        if keys.evicted and -tokens_to_remove > keys.current - keys.gone:
+            raise HeadRouterError(
+                f"The cache is to be cropped by {-tokens_to_remove} tokens, and holds {keys.current - keys.gone} of "
+                f"{keys.current}: the pruned audio was evicted. Prefill the prompt again."
+            )
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+        self._headrouter_keys = replace(keys, current=keys.current + min(tokens_to_remove, 0))
 
     def reset(self) -> None:
         """Empties the cache."""
@@ -151,9 +199,62 @@ def _new(kind: Any) -> Any:
     return pruned.__new__(pruned)
 
 
-def _prune_layer_at_work() -> int | None:
+def _pruner_at_work() -> tuple[int, bool] | None:
     forward = FORWARD.get()
-    return None if forward is None else cast(int, forward.engine.layer)
+    return None if forward is None else (forward.engine.layer, forward.engine.evict_early)
+
+
+_COUNTS = ("cumulative_length", "cumulative_length_int")
+"""Attributes of a cache's layers, those that they have, that count the keys that it was given."""
+
+
+def held_mask_sizes(cache: Any) -> Callable[[Any, int], tuple[int, int]]:
+    """The method of a cache that tells the sizes of masks for the keys that its layers do hold."""
+    owner: Any = super(PrunedCache, cache) if isinstance(cache, PrunedCache) else cache
+    return cast(Callable[[Any, int], tuple[int, int]], owner.get_mask_sizes)
+
+
+def evict(cache: Any, layers: Iterable[int], index: Tensor, given: int) -> None:
+    """Leaves layers of a cache as they would be if they had only been given some of their keys.
+
+    Args:
+        cache: A dynamic or static cache.
+        layers: Which layers of it.
+        index: Long tensor ``[B, n]``: the keys that stay, numbered as they were given.
+        given: How many keys these layers were given.
+
+    Raises:
+        HeadRouterError: If its layers are of a kind that this cannot be done to.
+    """
+    from transformers import cache_utils as kinds
+
+    known = (kinds.DynamicLayer, kinds.DynamicSlidingWindowLayer, kinds.StaticLayer, kinds.StaticSlidingWindowLayer)
+    offloaded = getattr(cache, "offloading", False)
+    for layer in (cache.layers[number] for number in layers):
+        if type(layer) not in known or offloaded:
+            raise HeadRouterError(
+                f"evict_early=True cannot take keys out of a {type(layer).__name__}{' that is offloaded' * offloaded}. "
+                "Take a dynamic or a static cache that stays on its device, or evict_early=False."
+            )
+        room, limit = layer.keys.shape[2], index.shape[1]
+        if layer.is_sliding and not getattr(layer, "record_past", False):
+            limit = room if layer.is_compileable else layer.sliding_window - 1
+        # It holds the last ones that it was given. Those that have left a sliding window are masked by the model, so
+        # that any key may stand for them.
+        place = (index[:, -limit:] - max(given - room, 0)).clamp(min=0).to(layer.keys.device)[:, None, :, None]
+        for name in ("keys", "values"):
+            states = getattr(layer, name)
+            stay = states.gather(2, place.expand(-1, states.shape[1], -1, states.shape[3]))
+            if layer.is_compileable:
+                states[:, :, : stay.shape[2]] = stay
+            else:
+                setattr(layer, name, stay)
+        for name in _COUNTS:
+            count = getattr(layer, name, None)
+            if isinstance(count, Tensor):
+                count.fill_(index.shape[1])
+            elif count is not None:
+                setattr(layer, name, index.shape[1])
 
 
 @cache

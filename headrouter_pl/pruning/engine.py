@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from headrouter_pl.errors import AudioMaskError, HeadRouterError, UnsupportedModelError
 from headrouter_pl.functional import apply_rotary, keep_counts, probe_attention, select_tokens
 from headrouter_pl.models import LalmHandle
-from headrouter_pl.pruning.caches import FORWARD, CompactKeys
+from headrouter_pl.pruning.caches import FORWARD, CompactKeys, evict, held_mask_sizes
 from headrouter_pl.pruning.compaction import Rows, compact_mask
 from headrouter_pl.pruning.cost import LayerCost
 from headrouter_pl.pruning.layout import TokenLayout, find_audio
@@ -59,10 +59,12 @@ class Forward:
         rotary: ``(cos, sin)`` of each probed layer, where asked for.
         rows: Rows that go through the layers from K on; None where all do.
         held: Keys that these layers hold, this forward's included; None where nothing was ever dropped.
+        left: Keys that the layers below K hold, this forward's included; None where nothing was evicted there.
         full: Input of the layer at work, full-length.
         scouted: Layers and rows of the scout pass; 0 where there was none.
         masks: Masks made so far: from which, for sliding windows or not, and the result.
-        total: Positions of the full sequence, this forward's included; known from layer K on.
+        total: Positions of the full sequence, this forward's included; known from layer K on, or where keys were
+            evicted.
         outer: The forward of another engine that this one runs in, if any.
     """
 
@@ -83,6 +85,7 @@ class Forward:
     scouted: tuple[int, int] = (0, 0)
     rows: Rows | None = None
     held: CompactKeys | None = None
+    left: CompactKeys | None = None
     full: Tensor | None = None
     masks: list[tuple[Any, bool, Tensor | None]] = field(default_factory=list)
     total: int = 0
@@ -109,6 +112,7 @@ class PruningEngine:
         report: Where each prefill is recorded.
         prompts: Turns token ids into prompt texts; None without a tokenizer.
         audio_mask: Bool tensor ``[B, L]`` where the audio is, for forwards that do not show it.
+        evict_early: Whether the dropped tokens leave the caches of the layers below K too, after each prefill.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class PruningEngine:
         report: PruningReport,
         prompts: PromptReader | None = None,
         audio_mask: Tensor | None = None,
+        evict_early: bool = False,
     ) -> None:
         self.handle = handle
         self.scorer = scorer
@@ -130,6 +135,7 @@ class PruningEngine:
         self.keep_tokens = keep_tokens
         self.report = report
         self.prompts = prompts
+        self.evict_early = evict_early
         if audio_mask is not None and (not isinstance(audio_mask, Tensor) or audio_mask.dim() != 2):
             raise AudioMaskError(
                 f"audio_mask must be a bool tensor [B, L], got {getattr(audio_mask, 'shape', audio_mask)}."
@@ -223,6 +229,9 @@ class PruningEngine:
                     self._hooks.append(handle.layers[index].register_forward_pre_hook(read, with_kwargs=True))
             if self.scorer.reads_embeddings or self.pool is not None:
                 self._hooks.append(handle.layers[0].register_forward_pre_hook(self._read_input, with_kwargs=True))
+            for index in range(self.layer if self.evict_early else 0):
+                narrow = partial(self._narrow, index)
+                self._hooks.append(handle.layers[index].register_forward_pre_hook(narrow, with_kwargs=True))
             for index in range(self.layer, handle.num_layers):
                 # Not a closure: deepcopy of a hooked model copies what a partial is bound to.
                 compact = partial(self._compact, index)
@@ -483,6 +492,33 @@ class PruningEngine:
         kind = next(iter(devices)).type if devices else "cuda"
         return torch.random.fork_rng(devices=[device.index for device in devices], device_type=kind)
 
+    # At the layers below K, once keys were evicted from them
+
+    def _narrow(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Cuts the mask of a layer to the keys that it was left with."""
+        forward = self._current()
+        if forward is None or (index > 0 and forward.left is None):
+            return None
+        given = self._bind(args, kwargs)
+        cache = _cache_in(given)
+        if index == 0:
+            before = CompactKeys.of(cache)
+            if before is None or not before.evicted or before.layer != self.layer:
+                return None
+            past = cache.get_seq_length()
+            # A static cache has its length on the device.
+            past = before.current if isinstance(past, Tensor) else int(past)
+            forward.left = before.at(past) if past < before.length else before
+            forward.total = past + forward.length
+        left, mask = forward.left, given.get("attention_mask")
+        if left is None or (mask is None and left.valid is None):
+            return None
+        hidden: Tensor = given.pop("hidden_states")
+        given["attention_mask"] = self._mask(forward, index, mask, cache, hidden.shape[-2], hidden.dtype, None, left)
+        return (hidden,), given
+
     # At the layers from K on
 
     def _check_length(self, forward: Forward, hidden: Tensor) -> None:
@@ -520,7 +556,7 @@ class PruningEngine:
         if rows is None and mask is None and held.valid is None:
             return None
         num_queries = hidden.shape[-2] if rows is None else rows.index.shape[1]
-        given["attention_mask"] = self._mask(forward, index, mask, cache, num_queries, hidden.dtype)
+        given["attention_mask"] = self._mask(forward, index, mask, cache, num_queries, hidden.dtype, rows, held)
         if rows is not None:
             forward.full = hidden
             given["hidden_states"] = rows.gather(hidden)
@@ -562,12 +598,23 @@ class PruningEngine:
         forward.total = past + forward.length
         forward.held = before
         if forward.rows is not None:
-            held = before or CompactKeys.empty(hidden.shape[-3], self.layer, hidden.device)
-            forward.held = held.at(past).extend(forward.rows, forward.total)
+            held = before or CompactKeys.empty(hidden.shape[-3], self.layer, hidden.device, self.evict_early)
+            held = held.at(past)
+            forward.held = held.extend(forward.rows, forward.total)
+            forward.masks.clear()  # those of the layers below K, whose rows and keys were others
             if cache is not None:
                 forward.held.put_on(cache)
+                if self.evict_early:
+                    self._evict(cache, held.index.shape[1], forward.rows, forward.length)
         if forward.held is not None:
             forward.held.current = forward.total
+
+    def _evict(self, cache: Any, before: int, rows: Rows, length: int) -> None:
+        """Takes the rows that do not go on out of the caches of the layers below K, all of which have been through."""
+        new = rows.index + before
+        old = torch.arange(before, device=new.device).expand(len(new), -1)
+        layers = [self.handle.attention(index).layer_idx for index in range(self.layer)]
+        evict(cache, layers, torch.cat((old, new), 1), before + length)
 
     def _choose(self, forward: Forward, hidden: Tensor) -> Rows | None:
         """Scores the audio tokens and lays out the rows to keep; records what was done."""
@@ -578,6 +625,7 @@ class PruningEngine:
         record = PrefillRecord(
             layout.seen, counts, None, layout.audio_index, layout.audio_valid, self.layer, length, length,
             self._costs, hidden.dtype, probed_layers=self.probed, prompts=forward.prompts,
+            evict_early=self.evict_early,
         )  # fmt: skip
         if not forward.drops:
             self.report.prefills.append(record)
@@ -613,7 +661,15 @@ class PruningEngine:
         return rows
 
     def _mask(
-        self, forward: Forward, index: int, mask: Any, cache: Any, num_queries: int, dtype: torch.dtype
+        self,
+        forward: Forward,
+        index: int,
+        mask: Any,
+        cache: Any,
+        num_queries: int,
+        dtype: torch.dtype,
+        rows: Rows | None,
+        held: CompactKeys,
     ) -> Tensor | None:
         sliding = self.handle.is_sliding(index)
         # Layers of one kind are given one mask object, and hold the same keys.
@@ -621,15 +677,14 @@ class PruningEngine:
             if given is mask and kind == sliding:
                 return made
         self._refuse_mask(forward.total, index, mask)
-        assert forward.held is not None
         flash = self._is_flash(index)
         key_length, key_offset = num_queries, 0
         if cache is not None:
             key_length, key_offset = _mask_sizes(cache, num_queries, self.handle.attention(index).layer_idx)
         made = compact_mask(
             mask,
-            rows=forward.rows,
-            keys=forward.held.at(forward.total),
+            rows=rows,
+            keys=held.at(forward.total),
             key_length=key_length,
             key_offset=key_offset,
             num_queries=num_queries,
@@ -768,12 +823,10 @@ def _refuse_hooks_inside_checkpoints(layer: Any) -> None:
 
 def _mask_sizes(cache: Any, num_queries: int, layer_index: int) -> tuple[int, int]:
     """Keys that a layer's attention will see, and held keys before the first of them."""
+    sizes = held_mask_sizes(cache)
     # Older transformers ask for the positions of the new keys, of which they read the number.
-    by_position = "cache_position" in inspect.signature(cache.get_mask_sizes).parameters
-    sizes: tuple[int, int] = cache.get_mask_sizes(
-        torch.arange(num_queries) if by_position else num_queries, layer_index
-    )
-    return sizes
+    by_position = "cache_position" in inspect.signature(sizes).parameters
+    return sizes(torch.arange(num_queries) if by_position else num_queries, layer_index)
 
 
 # Pickled by its name on the model, which then finds the model's own.

@@ -45,6 +45,9 @@ class AudioTokenPruner:
             :class:`PromptRouter`.
         profile: For the scorer ``"headrouter"``: a profile, its name or path, or ``"auto"``.
         tokenizer: Tokenizer or processor of the model, for routing by the prompt. Without it routing is by audio alone.
+        evict_early: After each prefill, drop the pruned audio from the KV cache of the layers below K too. Saves their
+            share of it, and costs what decoding hears there. Prefills stay as they are; decoding equals the same model
+            with the dropped keys masked in all layers. Without a cache it does nothing. Dynamic and static caches.
 
     Raises:
         ConfigurationError: If a value is out of range, or two contradict each other.
@@ -60,6 +63,7 @@ class AudioTokenPruner:
         router: str | Router | PromptRouter = "joint",
         profile: str | HeadProfile = "auto",
         tokenizer: Tokenizer | None = None,
+        evict_early: bool = False,
     ) -> None:
         if keep_ratio is not None and keep_tokens is not None:
             raise ConfigurationError(f"Give keep_ratio or keep_tokens, not both (got {keep_ratio} and {keep_tokens}).")
@@ -80,6 +84,7 @@ class AudioTokenPruner:
         self.layer = layer
         self.scorer = get_scorer(scorer, router=router, profile=profile)
         self.tokenizer = tokenizer
+        self.evict_early = evict_early
         if scorer != "headrouter" and (router != "joint" or profile != "auto"):
             raise ConfigurationError(
                 f"router and profile are settings of the scorer named 'headrouter', and would be ignored by {scorer!r}."
@@ -134,5 +139,6 @@ class AudioTokenPruner:
             keep_tokens=self.keep_tokens,
             report=PruningReport(getattr(scorer, "profile", None)),
             prompts=None if self.tokenizer is None else PromptReader(self.tokenizer),
+            evict_early=self.evict_early,
             **options,
         )

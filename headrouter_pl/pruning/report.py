@@ -76,6 +76,7 @@ class PrefillRecord:
         types: Names of the T types.
         probed_layers: The probed layers.
         prompts: Text of each prompt, or None.
+        evict_early: Whether the caches of the layers below K hold the kept tokens only, too.
     """
 
     seen: Tensor
@@ -98,6 +99,7 @@ class PrefillRecord:
     types: tuple[str, ...] = ()
     probed_layers: tuple[int, ...] = ()
     prompts: Sequence[str] | None = None
+    evict_early: bool = False
 
     @cached_property
     def samples(self) -> list[SampleReport]:
@@ -136,8 +138,9 @@ class PrefillRecord:
         full = held = full_flops = flops = 0
         for index, cost in enumerate(self.costs):
             rows = self.rows_full if index < self.layer else self.rows_kept
+            cached = self.rows_kept if self.evict_early else rows
             full += batch * cost.kv_bytes(self.rows_full, self.dtype)
-            held += batch * cost.kv_bytes(rows, self.dtype)
+            held += batch * cost.kv_bytes(cached, self.dtype)
             full_flops += batch * cost.flops(self.rows_full)
             flops += batch * cost.flops(rows)
             if index < self.scout_layers:

@@ -22,6 +22,7 @@ from headrouter_pl.cli.compare_report import draw, write_report
 from headrouter_pl.comparison import Method
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
+from headrouter_pl.data.pocket.questions import QUESTION_TASKS
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.answering import AudioReader, EncodedPrompter
 from headrouter_pl.profiles import HeadProfile
@@ -144,6 +145,27 @@ class TestRows:
                 assert row["route"] == {kind: float(kind == row["type"]) for kind in ("semantic", "sound", "voice")}
             if row["method"] == "known":  # no more tokens than evidence, or as many
                 assert row["evidence_recall"] == min(1, row["applied_ratio"] * row["seconds"])
+
+
+@torch.inference_mode()
+def test_one_task_with_and_without_eviction(questions: PocketBenchmark, tmp_path: Path) -> None:
+    late: dict[str, Any] = {"name": "late", "scorer": "stride", "layer": 3}
+    methods = [late, {**late, "name": "early", "evict_early": True}]
+    run(tmp_path, methods=methods, keep_ratios=[0.2], tasks=["transcription"])
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()[1:]]
+    items = {item.key: item for item in questions.items if item.task == "transcription"}
+    assert len(rows) == 3 * len(items)
+    assert {row["item"] for row in rows} == items.keys()
+    model, processor = build(), make_processor()
+    data, texts = AudioPromptDataModule(processor), {}
+    for key, item in items.items():
+        inputs = data.collate([AudioPrompt(questions.folder / item.audio, item.prompt)])["inputs"]
+        for name, early in (("late", False), ("early", True)):
+            with AudioTokenPruner(0.2, scorer="stride", layer=3, evict_early=early)(model):
+                output = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
+            texts[key, name] = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
+    assert {(row["item"], row["method"]): row["text"] for row in rows if row["method"] != "unpruned"} == texts
+    assert any(texts[key, "late"] != texts[key, "early"] for key in items)
 
 
 def test_a_method_that_calibrates_itself(questions: PocketBenchmark, tmp_path: Path) -> None:
@@ -432,6 +454,7 @@ CONTROLS = {"one pass, true type", "one pass, swapped", "linear probe", "oracle"
         ("compare_pocket", BASELINES | CONTROLS),
         ("compare_pocket_quick", BASELINES),
         ("compare_pocket_controls", CONTROLS | {"self"}),
+        ("compare_evict_early", {"one pass", "headrouter", "stride"}),
     ],
 )
 def test_shipped_configurations(name: str, wanted: set[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -445,6 +468,13 @@ def test_shipped_configurations(name: str, wanted: set[str], capsys: pytest.Capt
     assert {*config["tested"], *(config["drawn"] or ())} <= names
     assert read_ratios(config["keep_ratios"])
     assert wanted <= names
+    if name == "compare_evict_early":
+        late, early = (
+            [{**vars(m), "name": "", "evict_early": None} for m in methods if m.evict_early is given]
+            for given in (False, True)
+        )
+        assert late == early
+        assert set(config["tasks"]) == {name for name, task in QUESTION_TASKS.items() if task.type == "semantic"}
 
 
 def test_methods_are_values() -> None:

@@ -107,6 +107,30 @@ def test_flash(name: str, clips: list[list[int]], scorer: str, flash: str) -> No
         assert (one - other).abs().max() <= 2e-5
 
 
+@pytest.mark.parametrize("clips", [[[21]], [[20], [14], [6]]], ids=["one", "padded"])
+@pytest.mark.parametrize("name", NAMES)
+def test_flash_with_evicted_keys(name: str, clips: list[list[int]], flash: str) -> None:
+    model = tiny.build(name)
+    batch = tiny.inputs(name, model, clips)
+    settings: dict[str, Any] = {
+        "max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True,
+    }  # fmt: skip
+    with torch.no_grad():
+        _use(model, flash)
+        with AudioTokenPruner(0.4, scorer="random", evict_early=True)(model) as report:
+            found = model.generate(**batch, **settings)
+        _use(model, "sdpa")
+        dropped = dropped_from(report, tiny.audio_mask(name, model, batch["input_ids"]))
+        with masked_from(find_lalm(model).layers, 2, dropped, evicted=[dropped.shape[1]]):
+            expected = model.generate(**batch, **settings, use_cache=False)
+        with masked_from(find_lalm(model).layers, 2, dropped):
+            late = model.generate(**batch, **settings, use_cache=False)
+    assert torch.equal(found.sequences, expected.sequences)
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        assert (one - other).abs().max() <= 2e-5
+    assert (late.logits[1] - expected.logits[1]).abs().max() >= 1e-3
+
+
 def test_sliding_window_is_refused(flash: str) -> None:
     model = tiny.build("gemma3n")
     batch = tiny.inputs("gemma3n", model, [[24]])

@@ -131,10 +131,14 @@ class TestCaches:
             again = self.step(model, cache, batch["attention_mask"].repeat_interleave(2, 0))
         assert (again - expected.repeat_interleave(2, 0)).abs().max() <= MAX_ERROR
 
-    def test_cropped_behind_the_audio(self, model: Any) -> None:
+    @pytest.mark.parametrize("static", [False, True])
+    def test_cropped_behind_the_audio(self, model: Any, static: bool) -> None:
+        from transformers import DynamicCache, StaticCache
+
         batch = _batch(model, 20, text_after=6)
+        cache = StaticCache(model.config.text_config, max_cache_len=64) if static else DynamicCache()
         with torch.no_grad(), _pruner()(model) as report:
-            cache = model(**batch, use_cache=True).past_key_values
+            model(**batch, past_key_values=cache)
             cache.crop(-3)
             mask = batch["attention_mask"][:, :-3]
             logits = self.step(model, cache, mask, tokens=4)
@@ -146,10 +150,14 @@ class TestCaches:
             expected = model(**{**batch, **longer}, use_cache=False).logits[:, -1]
         assert (logits - expected).abs().max() <= MAX_ERROR
 
-    def test_cropped_into_the_audio(self, model: Any) -> None:
+    @pytest.mark.parametrize("static", [False, True])
+    def test_cropped_into_the_audio(self, model: Any, static: bool) -> None:
+        from transformers import DynamicCache, StaticCache
+
         batch = _batch(model, 20, text_after=6)
+        cache = StaticCache(model.config.text_config, max_cache_len=64) if static else DynamicCache()
         with torch.no_grad(), _pruner()(model):
-            cache = model(**batch, use_cache=True).past_key_values
+            model(**batch, past_key_values=cache)
             cache.crop(-16)
             with pytest.raises(HeadRouterError, match="cropped"):
                 self.step(model, cache, batch["attention_mask"][:, :-16], tokens=20)

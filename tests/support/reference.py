@@ -6,7 +6,7 @@ gathering, caches or fillers. Models must run without a cache under it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def masked_from(layers: nn.ModuleList, layer: int, dropped: Tensor) -> Iterator[None]:
+def masked_from(layers: nn.ModuleList, layer: int, dropped: Tensor, *, evicted: Sequence[int] = ()) -> Iterator[None]:
     """Masks keys in the layers from ``layer`` on.
 
     Args:
         layers: The decoder's layers, with eager or sdpa attention.
         layer: The prune layer K.
         dropped: Bool tensor ``[B, L]``; positions after these (generated ones) are not dropped.
+        evicted: Where each prefill ends: later queries do not see the dropped keys before it in the layers below
+            ``layer`` either.
     """
 
     def mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -30,6 +32,11 @@ def masked_from(layers: nn.ModuleList, layer: int, dropped: Tensor) -> Iterator[
         # A dropped token still sees itself: nobody reads its output, but it must be finite.
         gone = torch.nn.functional.pad(dropped, (0, length - dropped.shape[1]))[:, None, None, :]
         gone = gone & ~torch.eye(length, dtype=torch.bool)
+        if module in below:
+            later = torch.zeros(length, length, dtype=torch.bool)
+            for end in evicted:
+                later[end:, :end] = True
+            gone = gone & later
         given = kwargs.get("attention_mask")
         if given is None:
             given = torch.ones(length, length, dtype=torch.bool).tril().expand(len(dropped), 1, -1, -1)
@@ -39,7 +46,9 @@ def masked_from(layers: nn.ModuleList, layer: int, dropped: Tensor) -> Iterator[
             kwargs["attention_mask"] = given.masked_fill(gone, torch.finfo(given.dtype).min)
         return args, kwargs
 
-    handles = [block.register_forward_pre_hook(mask, with_kwargs=True) for block in layers[layer:]]
+    below = set(layers[:layer]) if evicted else set()
+    blocks = layers if evicted else layers[layer:]
+    handles = [block.register_forward_pre_hook(mask, with_kwargs=True) for block in blocks]
     try:
         yield
     finally:
