@@ -43,7 +43,7 @@ def find_shipped(handle: LalmHandle, layer: int, folder: Path | None = None) -> 
         A profile of the model's :func:`fingerprint` that was fitted for layer K: right below it, or in a scout pass
         before it. Of several the cheapest, which looks at the lowest layers; None where there is none.
     """
-    found = []
+    found: list[tuple[int, HeadProfile]] = []  # the highest layer looked at, and the profile
     for path in sorted((SHIPPED_FOLDER if folder is None else folder).glob("*.safetensors")):
         profile = HeadProfile.load(path)
         layers = profile.layers
@@ -51,5 +51,5 @@ def find_shipped(handle: LalmHandle, layer: int, folder: Path | None = None) -> 
         if layers and fits and max(layers) < handle.num_layers:
             wanted = fingerprint(handle, layers)
             if wanted.items() <= profile.metadata.items():
-                found.append(profile)
-    return min(found, key=lambda profile: max(profile.layers), default=None)
+                found.append((max(layers), profile))
+    return min(found, key=lambda pair: pair[0])[1] if found else None
