@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ class ResultsLog:
     Args:
         path: The file, made if there is none; None keeps the rows in memory alone.
         configuration: All that the rows depend on, as JSON values. A file with another one is refused.
+        grows: Entries of it, mappings of names, in which a run may name others than the runs before: only what both
+            name must be alike. The file keeps the names of all.
 
     Attributes:
         rows: Key -> row, those of an earlier run included, in the order in which they were added.
@@ -29,7 +31,7 @@ class ResultsLog:
         HeadRouterError: If the file is of another run, or no such file. It is left as it was.
     """
 
-    def __init__(self, path: str | Path | None, configuration: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path | None, configuration: Mapping[str, Any], grows: Collection[str] = ()) -> None:
         self.path = None if path is None else Path(path)
         self.rows: dict[str, dict[str, Any]] = {}
         if self.path is None:
@@ -44,14 +46,19 @@ class ResultsLog:
             lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
             was, rows = lines[0]["configuration"], {row["key"]: row for row in lines[1:]}
             now = json.loads(header)["configuration"]  # with lists for tuples, as in the file
-            wrong = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+            grown = {name: {**was[name], **now[name]} for name in grows}
+            wrong = _differing(was, now, grows)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise HeadRouterError(f"{self.path} does not hold results of a run: {error!r}") from error
         if wrong:
             raise HeadRouterError(
                 f"{self.path} has results of another run: other {', '.join(wrong)}. Name another file, or remove it."
             )
-        os.truncate(self.path, len(whole))
+        if grown == {name: was[name] for name in grows}:
+            os.truncate(self.path, len(whole))
+        else:
+            answers = whole[whole.index(b"\n") + 1 :].decode("utf-8")
+            write_text(self.path, json.dumps({"configuration": {**now, **grown}}) + "\n" + answers)
         self.rows = rows
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -62,6 +69,18 @@ class ResultsLog:
                 out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 out.flush()
                 os.fsync(out.fileno())
+
+
+def _differing(was: Mapping[str, Any], now: Mapping[str, Any], grows: Collection[str]) -> list[str]:
+    """What two configurations tell differently, by name."""
+    wrong = []
+    for name in {**was, **now}:
+        if name in grows:
+            parts = [part for part in now[name] if part in was[name] and now[name][part] != was[name][part]]
+            wrong += [f"{name} ({', '.join(parts)})"] if parts else []
+        elif was.get(name) != now.get(name):
+            wrong.append(name)
+    return wrong
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -56,6 +56,29 @@ def test_another_run_is_refused(whole: bytes, tmp_path: Path) -> None:
     assert path.read_bytes() == whole + b'{"key": "d'
 
 
+def test_what_may_grow_grows(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+
+    def open_log(seed: int, **methods: str) -> ResultsLog:
+        return ResultsLog(path, {"seed": seed, "methods": methods}, grows=("methods",))
+
+    open_log(0, a="x", b="y").add(ROWS[:2])
+    path.write_bytes(path.read_bytes() + b'{"key": "d')
+    log = open_log(0, c="z", b="y")
+    assert list(log.rows.values()) == ROWS[:2]
+    log.add(ROWS[2:])
+    before = path.read_bytes()
+    assert list(open_log(0, a="x").rows.values()) == ROWS
+    assert path.read_bytes() == before
+    assert json.loads(before.split(b"\n")[0])["configuration"]["methods"] == {"a": "x", "b": "y", "c": "z"}
+    for other, message in (((0, {"a": "y", "c": "z"}), r"other methods \(a\)\."), ((1, {"a": "x"}), "other seed")):
+        with pytest.raises(HeadRouterError, match=message):
+            open_log(other[0], **other[1])
+    path.write_text('{"configuration": {"seed": 0, "methods": [1]}}\n')
+    with pytest.raises(HeadRouterError, match="does not hold results"):
+        open_log(0, a="x")
+
+
 @pytest.mark.parametrize(
     "content", ['{"configuration"} \n', '{"a": 1}\n', '{"configuration": 3}\n', "[]", "[1]\n", "x"]
 )

@@ -48,7 +48,7 @@ def compare(
     A recording is encoded once. Each question about it is asked unpruned, then with every method at every ratio, before
     the next one: wherever the run stops, all methods have answered the same questions. Questions come in an order that
     mixes lengths and tasks. Every answer is kept in ``details`` as soon as it is there, and a run that was stopped goes
-    on where it was.
+    on where it was. So does one that names further methods or ratios: only what is new is asked.
 
     Args:
         methods: The methods, each with ``name`` and ``scorer``, and perhaps ``profile``, ``router`` or ``types``,
@@ -105,11 +105,10 @@ def compare(
         "weights": weights_digest(model),
         "dtype": dtype,
         "max_new_tokens": MAX_NEW_TOKENS,
-        "keep_ratios": ratios,
         "methods": asker.describe(),
         "items": items_digest(items),
     }
-    log = ResultsLog(details, configuration)
+    log = ResultsLog(details, configuration, grows=("methods",))
     asker.ask(items, benchmark.folder, log, None if max_minutes is None else 60 * max_minutes)
     summary = summarize(list(log.rows.values()), chosen, ratios, tested=tested)
     figures = {
@@ -280,8 +279,8 @@ class Asker:
             )  # fmt: skip
             run.engine = pruner.engine(self.model)
 
-    def describe(self) -> list[dict[str, Any]]:
-        """The methods with digests of what they have read: profiles, files."""
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """The methods by name, with digests of what they have read: profiles, files."""
         told = {}
         for run in self.runs:
             if run.method.name not in told:
@@ -290,7 +289,7 @@ class Asker:
                     "layer": run.engine.layer,
                     "digest": _digest_scorer(run.method, run.engine.scorer),
                 }
-        return list(told.values())
+        return told
 
     def ask(self, items: Sequence[PocketItem], folder: Path, log: ResultsLog, seconds: float | None = None) -> None:
         """Asks what the log does not hold yet.

@@ -172,11 +172,11 @@ def test_a_method_that_calibrates_itself(questions: PocketBenchmark, tmp_path: P
     """Its head weights are those that the callback finds on the same questions, and its answers go by them."""
     methods = [{"name": "self", "scorer": "headrouter", "profile": "self", "layer": 2}]
     run(tmp_path, methods=methods, keep_ratios=[0.3])
-    (row,) = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["configuration"]["methods"]
+    row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["configuration"]["methods"]["self"]
     asker = Asker(build(), make_processor(), read_methods(methods), [0.3], ["semantic", "voice"])
-    blank = asker.describe()[0]["digest"]
+    blank = asker.describe()["self"]["digest"]
     asker.calibrate(mix(questions.items), questions.folder)
-    assert asker.describe()[0]["digest"] == row["digest"] != blank
+    assert asker.describe()["self"]["digest"] == row["digest"] != blank
     items = mix(questions.items)
     records = [AudioPrompt(noise(int(i.audio[0]), i.seconds), i.prompt, key=i.key) for i in items]
     callback = HeadRouterCallback(0.3, profile="self", layer=2)
@@ -231,16 +231,26 @@ class TestResume:
         run(tmp_path, methods=given, max_minutes=0)
         run(tmp_path, methods=given, max_minutes=0)
         for settings, message in (
-            ({"methods": METHODS}, "other methods"),
-            ({"methods": given, "keep_ratios": [0.5]}, "other keep_ratios"),
+            ({"methods": [{**METHODS[1], "name": "mine"}]}, r"other methods \(mine\)\."),
             ({"methods": given, "lengths": [2]}, "other items"),
             ({"methods": given, "dtype": "bfloat16"}, "other weights, dtype"),
         ):
             with pytest.raises(HeadRouterError, match=message):
                 run(tmp_path, **settings)
         replace(profile, weights=torch.eye(3, 4).flip(1)).save(tmp_path / "mine.safetensors")
-        with pytest.raises(HeadRouterError, match="other methods"):
+        with pytest.raises(HeadRouterError, match=r"other methods \(mine\)"):
             run(tmp_path, methods=given, max_minutes=0)
+
+    def test_further_methods_and_ratios_are_asked_alone(self, questions: PocketBenchmark, tmp_path: Path) -> None:
+        whole = run(tmp_path, "whole")
+        run(tmp_path, methods=METHODS[:2], keep_ratios=RATIOS[:1])
+        first = (tmp_path / "log.jsonl").read_text(encoding="utf-8").split("\n", 1)[1]
+        run(tmp_path, methods=METHODS[2:], keep_ratios=RATIOS[1:])
+        assert (tmp_path / "log.jsonl").read_text(encoding="utf-8").split("\n", 1)[1].startswith(first)
+        assert steady(run(tmp_path)) == steady(whole)
+        rows = {name: {row["key"]: row for row in read(tmp_path / f"{name}.jsonl")} for name in ("log", "whole")}
+        assert rows["log"] == rows["whole"]
+        assert run(tmp_path, methods=METHODS[:1], max_minutes=0)["questions"] == 5
 
     def test_stops_in_time_and_reports_what_is_there(
         self, questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
