@@ -42,11 +42,11 @@ class PromptPrior(Router):
         if self.classifier is None:
             self.classifier = PromptRouter.default()
         router = self.classifier
-        types, families = router.predict_type_proba([prompt])[0].tolist(), router.predict_proba([prompt])[0].tolist()
-        return (
-            dict(zip(router.types_.tolist(), types, strict=True)),
-            dict(zip(router.classes_.tolist(), families, strict=True)),
-        )
+        types = dict(zip(router.types_.tolist(), router.predict_type_proba([prompt])[0].tolist(), strict=True))
+        families = dict.fromkeys(router.classes_.tolist(), 0.0)
+        for name, probability in types.items():  # what predict_proba sums, without reading the prompt again
+            families[router.families_[name]] += probability
+        return types, families
 
     def log_evidence(self, profile: HeadProfile, prompts: Sequence[str] | None, selectivity: Tensor) -> Tensor:
         """See :meth:`Router.log_evidence`."""
