@@ -75,14 +75,11 @@ class FakeClassifier(PromptRouter):
         self.asked: list[str] = []
         self.types_ = np.array(sorted(next(iter(answers.values()))))
         self.classes_ = np.array(["acoustic", "semantic"])
+        self.families_ = {name: "semantic" if name == "semantic" else "acoustic" for name in self.types_}
 
     def predict_type_proba(self, prompts: Any) -> Any:
         self.asked += prompts
         return np.array([[self.answers[p][t] for t in self.types_] for p in prompts])
-
-    def predict_proba(self, prompts: Any) -> Any:
-        semantic = np.array([self.answers[p]["semantic"] for p in prompts])
-        return np.stack([1 - semantic, semantic], 1)
 
 
 ANSWERS = {
@@ -123,6 +120,14 @@ def test_without_centroids_every_type_is_as_likely() -> None:
 
 
 # By prompt
+
+
+def test_prior_tells_what_the_classifier_tells() -> None:
+    classifier, prompt = PromptRouter.default(), "Whose voice says the third digit?"
+    types, families = PromptPrior()._probabilities(prompt)
+    assert list(types.values()) == pytest.approx(classifier.predict_type_proba([prompt])[0])
+    assert list(families.values()) == pytest.approx(classifier.predict_proba([prompt])[0])
+    assert [*types, *families] == [*classifier.types_, *classifier.classes_]
 
 
 def test_prior_is_aligned_by_the_names_of_types() -> None:
