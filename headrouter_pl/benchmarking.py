@@ -233,7 +233,8 @@ def measure(alone: Sequence[Run], pruned: Sequence[Run], engine: PruningEngine) 
         - ``audio_tokens``, ``audio_tokens_kept``, ``kv_bytes`` (found in the cache), ``kv_bytes_formula``,
           ``kv_bytes_unpruned`` (by formula).
         - ``prefill_ratio``, ``ideal_ratio`` (of FLOPs of the decoder's layers, by formula), ``first_token_ratio``,
-          ``decode_ratio``, ``decode_hooks_ratio`` (with hooks / on the same cache without).
+          ``decode_ratio``, ``decode_hooks_ratio`` (with hooks / right after on the same cache without: the median of
+          the runs' ratios).
         - ``overhead_share``: of the unpruned prefill, and ``overhead_parts_s`` (medians).
         - ``encoder_s``, and ``prefill_s``, ``first_token_s``, ``decode_s`` with those ``_unpruned``.
     """
@@ -246,7 +247,7 @@ def measure(alone: Sequence[Run], pruned: Sequence[Run], engine: PruningEngine) 
     encoders = [run.encoder for run in alone if run.encoder is not None]
     parts = {part: median(run.overhead[part] for run in pruned) for part in pruned[0].overhead}
     total = median(sum(run.overhead.values()) for run in pruned)
-    bare = median(run.bare_decode or 0.0 for run in pruned)
+    hooks = [run.decode / run.bare_decode for run in pruned if run.bare_decode]
 
     def ratio(name: str) -> float | None:
         unpruned = spans[f"{name}_s_unpruned"][0]
@@ -263,7 +264,7 @@ def measure(alone: Sequence[Run], pruned: Sequence[Run], engine: PruningEngine) 
         "kv_bytes_unpruned": summary["kv_bytes_held"] + summary["kv_bytes_saved"],
         "first_token_ratio": ratio("first_token"),
         "decode_ratio": ratio("decode"),
-        "decode_hooks_ratio": _rounded(spans["decode_s"][0] / bare) if bare else None,
+        "decode_hooks_ratio": _rounded(median(hooks)) if hooks else None,
         "overhead_parts_s": {part: _rounded(seconds) for part, seconds in parts.items()},
         "encoder_s": _spread(encoders) if encoders else None,
         **spans,

@@ -28,6 +28,7 @@ def benchmark(
     attention: list[str] = ["sdpa"],  # noqa: B006
     dtype: str = "float32",
     scorer: str = "headrouter",
+    profile: str = "auto",
     num_layers: int | None = None,
     encoder_layers: int | None = None,
     threads: int | None = None,
@@ -58,6 +59,7 @@ def benchmark(
         attention: Attention implementations, as in from_pretrained.
         dtype: Of the weights, as torch names it.
         scorer: The pruning method.
+        profile: Head weights, where the scorer has them: a name or a file, as the callback takes it.
         num_layers: Decoder layers of a shape, to measure a slice of what does not fit; the rows say so.
         encoder_layers: Layers of its audio encoder, likewise.
         threads: Processor threads for torch; as torch has it by default.
@@ -85,7 +87,7 @@ def benchmark(
     _check(axes, runs=runs, threads=threads, decode_tokens=decode_tokens, output=output)
     bench = _Bench(model, dtype, num_layers, encoder_layers, threads)
     fixed = {"shape": model, "dtype": dtype, "num_layers": bench.num_layers, "encoder_layers": encoder_layers,
-             "scorer": scorer}  # fmt: skip
+             "scorer": scorer, "profile": profile}  # fmt: skip
     configuration = {
         **fixed, "keep_ratios": keep_ratios, "layers": layers, "runs": runs, "decode_tokens": decode_tokens,
         "memory": memory, "device": machine(),
@@ -105,7 +107,7 @@ def benchmark(
         if deadline is not None and time.monotonic() >= deadline:
             left += 1
             continue
-        block = _Block(kind, size, length, scorer, settings)
+        block = _Block(kind, size, length, {"scorer": scorer, "profile": profile}, settings)
         found = _measure_block(bench, block, runs, decode_tokens, memory)
         results.add([
             {"key": key, **fixed, "length_s": length, "batch": size, "attention": kind, "layer": layer,
@@ -168,12 +170,15 @@ def _check(
 
 @dataclass(frozen=True)
 class _Block:
-    """What is measured in turns: one input, by the model alone and under each setting ``(layer, keep ratio)``."""
+    """What is measured in turns: one input, by the model alone and under each setting ``(layer, keep ratio)``.
+
+    ``pruner`` holds further settings, which all share.
+    """
 
     attention: str
     batch: int
     length: float
-    scorer: str
+    pruner: Mapping[str, str]
     settings: Mapping[str, tuple[int, float]]
 
 
@@ -244,11 +249,12 @@ class _Bench:
             del inputs["attention_mask"]  # as in the inputs of shapes: none is needed, and none is made
         return inputs
 
-    def engine(self, scorer: str, layer: int, ratio: float) -> PruningEngine:
+    def engine(self, pruner: Mapping[str, str], layer: int, ratio: float) -> PruningEngine:
         """A pruner's hooks, not attached."""
         from headrouter_pl.pruning import AudioTokenPruner
 
-        return AudioTokenPruner(ratio, layer=layer, scorer=scorer, tokenizer=self.tokenizer).engine(self.model)
+        given: Mapping[str, Any] = pruner  # of the types that the pruner checks itself
+        return AudioTokenPruner(ratio, layer=layer, tokenizer=self.tokenizer, **given).engine(self.model)
 
 
 def _measure_block(bench: _Bench, block: _Block, runs: int, tokens: int, memory: bool) -> dict[str, dict[str, Any]]:
@@ -259,7 +265,7 @@ def _measure_block(bench: _Bench, block: _Block, runs: int, tokens: int, memory:
     from headrouter_pl.benchmarking import compare_runs, count_syncs, measure, peak_bytes
 
     inputs = bench.inputs(block)
-    engines = {key: bench.engine(block.scorer, *setting) for key, setting in block.settings.items()}
+    engines = {key: bench.engine(block.pruner, *setting) for key, setting in block.settings.items()}
     title = f"{block.attention}, {block.batch} x {block.length:g} s"
     with tqdm(total=(runs + 1) * (1 + len(engines)), desc=title, unit="run") as bar:
         found = compare_runs(bench.model, inputs, engines, runs=runs, tokens=tokens, progress=bar.update)
@@ -298,7 +304,7 @@ def _peak_here(arguments: tuple[Any, ...], block: _Block, key: str | None) -> in
     from headrouter_pl.benchmarking import peak_bytes
 
     bench = _Bench(*arguments)
-    engine = None if key is None else bench.engine(block.scorer, *block.settings[key])
+    engine = None if key is None else bench.engine(block.pruner, *block.settings[key])
     return peak_bytes(bench.model, bench.inputs(block), engine)
 
 

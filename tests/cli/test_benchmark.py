@@ -17,6 +17,7 @@ from headrouter_pl.cli import main
 from headrouter_pl.cli.benchmark import benchmark, scaling
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError
 from headrouter_pl.models.shapes import SHAPES
+from headrouter_pl.profiles import HeadProfile
 
 torch.set_num_threads(1)
 
@@ -75,7 +76,7 @@ def test_peak_memory_of_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None
     # The other process has the true shape.
     monkeypatch.undo()
     arguments = ("pocket", "float32", 2, 1, 1)
-    block = command._Block("sdpa", 1, 1.0, "headrouter", {"half": (1, 0.5)})
+    block = command._Block("sdpa", 1, 1.0, {"scorer": "headrouter"}, {"half": (1, 0.5)})
     assert command._peak_of_fresh_process(arguments, block, "half") > 200 * 2**20  # its weights alone are more
 
 
@@ -165,6 +166,20 @@ def test_unknown_names() -> None:
         benchmark("qwen2_audio")
     with pytest.raises(UnknownNameError, match="Unknown scorer"):
         benchmark(**QUICK, scorer="fastw")
+    with pytest.raises(UnknownNameError, match="Unknown profile"):
+        benchmark(**QUICK, profile="pocket-dep")
+
+
+def test_a_profile_is_measured_with_its_passes(tmp_path: Path) -> None:
+    HeadProfile("scouting", weights=torch.full((3, 4), 0.25), layers=(2,), pool=4).save(
+        tmp_path / "scouting.safetensors"
+    )
+    own, scouting = [
+        benchmark(**{**QUICK, "keep_ratios": [0.5], "layers": [1]}, profile=profile)["rows"][0]
+        for profile in ("generic", str(tmp_path / "scouting.safetensors"))
+    ]
+    assert own["profile"] == "generic"
+    assert scouting["ideal_ratio"] > own["ideal_ratio"]
 
 
 @pytest.mark.parametrize(
