@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import compare_peers
 import profile_prefill
@@ -56,16 +57,17 @@ def test_the_results_page_shows_the_comparison() -> None:
     assert figures["command"] in text
     assert f"{figures['questions']} of the {figures['questions_planned']} questions" in text
     assert (DOCS / "data" / "pocket_compare.md").read_text(encoding="utf-8") == page(figures)
-    lines = text[text.index("| against, at 10 % |") :].split("\n\n")[0].splitlines()
-    tested = [name.strip() for name in lines[0].strip("|").split("|")][1:]
-    found = {(test["a"], test["b"]): test for test in figures["tests"]
-             if test["type"] == "all" and test["keep_ratio"] == 0.1}  # fmt: skip
-    for line in lines[2:]:
-        against, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-        for name, cell in zip(tested, cells, strict=True):
-            test = found[name, against]
-            low, high = test["ci95"]
-            assert cell == f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p {test['p']:.4f}"
+    for ratio in {test["keep_ratio"] for test in figures["tests"]}:
+        lines = text[text.index(f"| against, at {100 * ratio:.0f} % |") :].split("\n\n")[0].splitlines()
+        tested = [name.strip() for name in lines[0].strip("|").split("|")][1:]
+        found = {(test["a"], test["b"]): test for test in figures["tests"]
+                 if test["type"] == "all" and test["keep_ratio"] == ratio}  # fmt: skip
+        for line in lines[2:]:
+            against, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            for name, cell in zip(tested, cells, strict=True):
+                test = found[name, against]
+                low, high = test["ci95"]
+                assert cell == f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p {test['p']:.4f}"
 
 
 def test_the_readmes_table_is_of_the_comparison() -> None:
@@ -80,13 +82,15 @@ def test_the_readmes_table_is_of_the_comparison() -> None:
     table = readme[readme.index("| method, `scorer=` |") :].split("\n\n")[0].splitlines()[2:]
     assert len(table) >= 8
     for line in table:
-        name, at30, at10, cost = (cell.strip() for cell in line.strip("|").split("|"))
+        name, *accuracies, cost = (cell.strip() for cell in line.strip("|").split("|"))
         name = name.split(",")[0]
+        ratios = (0.7, 0.5, 0.3, 0.1)
         if name == "unpruned":
-            assert at30 == at10 == f"{found[name, 1.0]['accuracy']:.3f}"
-            continue
-        for cell, ratio in ((at30, 0.3), (at10, 0.1)):
+            ratios = (1.0,) * 4
+        for cell, ratio in zip(accuracies, ratios, strict=True):
             assert cell == f"{found[name, ratio]['accuracy']:.3f}", (name, ratio)
+        if name == "unpruned":
+            continue
         assert cost == f"{found[name, 0.1]['cost']:.2f}", name
 
 
@@ -114,6 +118,39 @@ def test_the_performance_page_shows_the_peers() -> None:
     if (accuracy := figures["accuracy"]) is not None:
         assert accuracy["command"] in text
         assert f"n = {accuracy['n']} questions" in text
+
+
+def test_the_performance_page_shows_early_eviction() -> None:
+    figures = json.loads((DOCS / "data" / "evict_early.json").read_text(encoding="utf-8"))
+    text = (DOCS / "performance.md").read_text(encoding="utf-8")
+    part = text[text.index("## Evicting early, in accuracy") :].partition("\n## ")[0]
+    assert figures["command"] in part
+    assert f"n = {figures['questions']} questions" in part
+    found = {(row["method"], row["keep_ratio"]): row["accuracy"] for row in figures["rows"]
+             if row["task"] == "mean" and row["type"] == "all"}  # fmt: skip
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
+    assert [line[0] for line in lines[2:]] == ["unpruned", *(method["name"] for method in figures["methods"])]
+    for name, *cells in lines[2:]:
+        for ratio, cell in zip(lines[0][1:], cells, strict=True):
+            assert cell == f"{found[name, 1.0 if name == 'unpruned' else float(ratio)]:.3f}"
+
+
+def test_the_performance_page_tells_what_was_measured_apart() -> None:
+    text = (DOCS / "performance.md").read_text(encoding="utf-8")
+    deep, hooks = (json.loads((DOCS / "data" / f"benchmark_pocket_{name}.json").read_text(encoding="utf-8"))
+                   for name in ("deep_300s", "decode_60s"))  # fmt: skip
+
+    def told(rows: list[dict[str, Any]], figure: str) -> str:
+        *first, last = (f"{row[figure]:.3f}".removeprefix("0") for row in rows)
+        return f"{', '.join(first)} and {last}"
+
+    assert deep["command"] in text
+    assert hooks["command"] in text
+    assert f"its prefill takes {told(deep['rows'], 'prefill_ratio')} of the unpruned one at 30 and 10 % kept" in text
+    assert told(deep["rows"], "ideal_ratio") in text.replace("\n", " ")
+    assert f"with the hooks takes {told(hooks['rows'], 'decode_hooks_ratio')} of the time" in text
+    assert f"keeps everything takes {hooks['rows'][0]['prefill_ratio']:.3f}".replace(" 0.", " .") in text
+    assert f"routed in {1000 * hooks['new_prompt_routing_s']:.2f} ms, a known one" in text
 
 
 def test_the_performance_page_shows_the_profile() -> None:
