@@ -150,6 +150,15 @@ def test_the_performance_page_tells_what_was_measured_apart() -> None:
     assert told(deep["rows"], "ideal_ratio") in text.replace("\n", " ")
     assert f"with the hooks takes {told(hooks['rows'], 'decode_hooks_ratio')} of the time" in text
     assert f"keeps everything takes {hooks['rows'][0]['prefill_ratio']:.3f}".replace(" 0.", " .") in text
+    long = json.loads((DOCS / "data" / "benchmark_pocket_600s.json").read_text(encoding="utf-8"))
+    assert long["command"] in text
+    two, three = (row for row in long["rows"] if row["length_s"] == 600)
+    prefills = [f"{row[name]:.3f}".lstrip("0") for name in ("prefill_ratio", "ideal_ratio") for row in (two, three)]
+    told_so = (
+        "prefill takes {} (K = 2, with its scout pass) and {} (K = 3)\nof the unpruned one, where FLOPs say {} and {}."
+    )
+    assert told_so.format(*prefills) in text
+    assert f"in a line (r² {long['scaling'][1]['r2']:.3f})".replace(" 0.", " .") in text
     assert f"routed in {1000 * hooks['new_prompt_routing_s']:.2f} ms, a known one" in text
 
 
