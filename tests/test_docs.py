@@ -70,6 +70,24 @@ def test_the_results_page_shows_the_comparison() -> None:
                 assert cell == f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p {test['p']:.4f}"
 
 
+def test_the_results_page_shows_the_controls() -> None:
+    figures = json.loads((DOCS / "data" / "pocket_controls.json").read_text(encoding="utf-8"))
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    part = text[text.index("## Controls at 10 %") :].partition("\n## ")[0]
+    assert figures["command"] in part
+    assert f"The first {figures['questions']} of the same questions" in part
+    means = {(row["method"], row["type"]): row for row in figures["rows"] if row["task"] == "mean"}
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
+    assert [line[0] for line in lines[2:]] == ["unpruned", *(method["name"] for method in figures["methods"])]
+    for name, *cells in lines[2:]:
+        accuracies = [f"{means[name, kind]['accuracy']:.3f}" for kind in ("semantic", "voice", "sound", "all")]
+        whole = means[name, "all"]
+        assert cells == [*accuracies, f"{whole['percent_of_unpruned']:.1f}", f"{whole['evidence_recall']:.3f}"]
+    for test in figures["tests"]:
+        if test["a"] == "one pass, true type" and test["b"] == "one pass, swapped":
+            assert f"{test['difference']:+.3f}".replace("0.", ".", 1) in part
+
+
 def test_the_readmes_table_is_of_the_comparison() -> None:
     figures = json.loads((DOCS / "data" / "pocket_compare.json").read_text(encoding="utf-8"))
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
@@ -149,6 +167,12 @@ def test_the_performance_page_tells_what_was_measured_apart() -> None:
     assert f"its prefill takes {told(deep['rows'], 'prefill_ratio')} of the unpruned one at 30 and 10 % kept" in text
     assert told(deep["rows"], "ideal_ratio") in text.replace("\n", " ")
     assert f"with the hooks takes {told(hooks['rows'], 'decode_hooks_ratio')} of the time" in text
+    batches = json.loads((DOCS / "data" / "benchmark_pocket_batch_30s.json").read_text(encoding="utf-8"))
+    assert batches["command"] in text
+    one, four = ([row for row in batches["rows"] if (row["batch"], row["layer"]) == (size, 3)] for size in (1, 4))
+    assert f"prefill takes {told(four, 'prefill_ratio')} of the unpruned one at K = 3" in text
+    assert f"(one recording: {told(one, 'prefill_ratio')}; ideal {told(one, 'ideal_ratio')})" in text
+    assert f"decoding {told(four, 'decode_ratio')} ({told(one, 'decode_ratio')})" in text
     assert f"keeps everything takes {hooks['rows'][0]['prefill_ratio']:.3f}".replace(" 0.", " .") in text
     long = json.loads((DOCS / "data" / "benchmark_pocket_600s.json").read_text(encoding="utf-8"))
     assert long["command"] in text
