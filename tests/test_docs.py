@@ -29,6 +29,17 @@ def test_the_pocket_card_shows_the_figures() -> None:
     assert f"{figures['questions']} questions" in page
 
 
+def read_tables(text: str) -> list[list[str]]:
+    """Cells of the lines of a text's Markdown tables, the titles first, without the rules below them."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [line for line in lines if line[0].strip("-")]
+
+
+def read_means(figures: dict[str, Any]) -> dict[tuple[str, str, float], dict[str, Any]]:
+    """Rows of a comparison's means over tasks, by method, type and ratio."""
+    return {(row["method"], row["type"], row["keep_ratio"]): row for row in figures["rows"] if row["task"] == "mean"}
+
+
 @pytest.mark.parametrize("name", ["long_positions", "long_positions_before"])
 def test_the_pocket_page_shows_what_positions_cost(name: str) -> None:
     figures = json.loads((DOCS / "data" / f"{name}.json").read_text(encoding="utf-8"))
@@ -58,12 +69,12 @@ def test_the_results_page_shows_the_comparison() -> None:
     assert f"{figures['questions']} of the {figures['questions_planned']} questions" in text
     assert (DOCS / "data" / "pocket_compare.md").read_text(encoding="utf-8") == page(figures)
     for ratio in {test["keep_ratio"] for test in figures["tests"]}:
-        lines = text[text.index(f"| against, at {100 * ratio:.0f} % |") :].split("\n\n")[0].splitlines()
-        tested = [name.strip() for name in lines[0].strip("|").split("|")][1:]
+        part = text[text.index(f"| against, at {100 * ratio:.0f} % |") :].partition("\n\n")[0]
+        (_, *tested), *lines = read_tables(part)
         found = {(test["a"], test["b"]): test for test in figures["tests"]
                  if test["type"] == "all" and test["keep_ratio"] == ratio}  # fmt: skip
-        for line in lines[2:]:
-            against, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        assert len(lines) >= 8
+        for against, *cells in lines:
             for name, cell in zip(tested, cells, strict=True):
                 test = found[name, against]
                 low, high = test["ci95"]
@@ -76,12 +87,13 @@ def test_the_results_page_shows_the_controls() -> None:
     part = text[text.index("## Controls at 10 %") :].partition("\n## ")[0]
     assert figures["command"] in part
     assert f"The first {figures['questions']} of the same questions" in part
-    means = {(row["method"], row["type"]): row for row in figures["rows"] if row["task"] == "mean"}
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
-    assert [line[0] for line in lines[2:]] == ["unpruned", *(method["name"] for method in figures["methods"])]
-    for name, *cells in lines[2:]:
-        accuracies = [f"{means[name, kind]['accuracy']:.3f}" for kind in ("semantic", "voice", "sound", "all")]
-        whole = means[name, "all"]
+    means = read_means(figures)
+    _, *lines = read_tables(part)
+    assert [line[0] for line in lines] == ["unpruned", *(method["name"] for method in figures["methods"])]
+    for name, *cells in lines:
+        ratio = 1.0 if name == "unpruned" else 0.1
+        accuracies = [f"{means[name, kind, ratio]['accuracy']:.3f}" for kind in ("semantic", "voice", "sound", "all")]
+        whole = means[name, "all", ratio]
         assert cells == [*accuracies, f"{whole['percent_of_unpruned']:.1f}", f"{whole['evidence_recall']:.3f}"]
     for test in figures["tests"]:
         if test["a"] == "one pass, true type" and test["b"] == "one pass, swapped":
@@ -92,24 +104,15 @@ def test_the_readmes_table_is_of_the_comparison() -> None:
     figures = json.loads((DOCS / "data" / "pocket_compare.json").read_text(encoding="utf-8"))
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert f"n = {figures['questions']} questions" in readme
-    found = {
-        (row["method"], row["keep_ratio"]): row
-        for row in figures["rows"]
-        if row["task"] == "mean" and row["type"] == "all"
-    }
-    table = readme[readme.index("| method, `scorer=` |") :].split("\n\n")[0].splitlines()[2:]
-    assert len(table) >= 8
-    for line in table:
-        name, *accuracies, cost = (cell.strip() for cell in line.strip("|").split("|"))
+    means = read_means(figures)
+    _, *lines = read_tables(readme[readme.index("| method, `scorer=` |") :].partition("\n\n")[0])
+    assert len(lines) >= 8
+    for name, *accuracies, cost in lines:
         name = name.split(",")[0]
-        ratios = (0.7, 0.5, 0.3, 0.1)
-        if name == "unpruned":
-            ratios = (1.0,) * 4
+        ratios = (1.0,) * 4 if name == "unpruned" else (0.7, 0.5, 0.3, 0.1)
         for cell, ratio in zip(accuracies, ratios, strict=True):
-            assert cell == f"{found[name, ratio]['accuracy']:.3f}", (name, ratio)
-        if name == "unpruned":
-            continue
-        assert cost == f"{found[name, 0.1]['cost']:.2f}", name
+            assert cell == f"{means[name, 'all', ratio]['accuracy']:.3f}", (name, ratio)
+        assert cost == ("1" if name == "unpruned" else f"{means[name, 'all', 0.1]['cost']:.2f}"), name
 
 
 def test_the_fine_tuning_table_is_that_of_its_run() -> None:
@@ -131,11 +134,9 @@ def test_the_performance_page_shows_the_peers() -> None:
     text = (DOCS / "performance.md").read_text(encoding="utf-8")
     assert compare_peers.table(figures["rows"]) in text
     assert figures["command"] in text
-    if figures["peaks"] is not None:
-        assert figures["peaks"]["command"] in text
-    if (accuracy := figures["accuracy"]) is not None:
-        assert accuracy["command"] in text
-        assert f"n = {accuracy['n']} questions" in text
+    assert figures["peaks"]["command"] in text
+    assert figures["accuracy"]["command"] in text
+    assert f"n = {figures['accuracy']['n']} questions" in text
 
 
 def test_the_performance_page_shows_early_eviction() -> None:
@@ -144,13 +145,13 @@ def test_the_performance_page_shows_early_eviction() -> None:
     part = text[text.index("## Evicting early, in accuracy") :].partition("\n## ")[0]
     assert figures["command"] in part
     assert f"n = {figures['questions']} questions" in part
-    found = {(row["method"], row["keep_ratio"]): row["accuracy"] for row in figures["rows"]
-             if row["task"] == "mean" and row["type"] == "all"}  # fmt: skip
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
-    assert [line[0] for line in lines[2:]] == ["unpruned", *(method["name"] for method in figures["methods"])]
-    for name, *cells in lines[2:]:
-        for ratio, cell in zip(lines[0][1:], cells, strict=True):
-            assert cell == f"{found[name, 1.0 if name == 'unpruned' else float(ratio)]:.3f}"
+    means = read_means(figures)
+    (_, *ratios), *lines = read_tables(part)
+    assert [line[0] for line in lines] == ["unpruned", *(method["name"] for method in figures["methods"])]
+    for name, *cells in lines:
+        for ratio, cell in zip(ratios, cells, strict=True):
+            row = means[name, "all", 1.0 if name == "unpruned" else float(ratio)]
+            assert cell == f"{row['accuracy']:.3f}"
 
 
 def test_the_performance_page_tells_what_was_measured_apart() -> None:

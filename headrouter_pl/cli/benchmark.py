@@ -178,7 +178,7 @@ class _Block:
     attention: str
     batch: int
     length: float
-    pruner: Mapping[str, str]
+    pruner: Mapping[str, Any]
     settings: Mapping[str, tuple[int, float]]
 
 
@@ -249,12 +249,11 @@ class _Bench:
             del inputs["attention_mask"]  # as in the inputs of shapes: none is needed, and none is made
         return inputs
 
-    def engine(self, pruner: Mapping[str, str], layer: int, ratio: float) -> PruningEngine:
+    def engine(self, pruner: Mapping[str, Any], layer: int, ratio: float) -> PruningEngine:
         """A pruner's hooks, not attached."""
         from headrouter_pl.pruning import AudioTokenPruner
 
-        given: Mapping[str, Any] = pruner  # of the types that the pruner checks itself
-        return AudioTokenPruner(ratio, layer=layer, tokenizer=self.tokenizer, **given).engine(self.model)
+        return AudioTokenPruner(ratio, layer=layer, tokenizer=self.tokenizer, **pruner).engine(self.model)
 
 
 def _measure_block(bench: _Bench, block: _Block, runs: int, tokens: int, memory: bool) -> dict[str, dict[str, Any]]:

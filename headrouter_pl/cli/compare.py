@@ -218,7 +218,6 @@ class Asker:
         self, model: Any, processor: Any, methods: Sequence[Method], ratios: Sequence[float], kinds: Sequence[str]
     ) -> None:
         from headrouter_pl.models.answering import EncodedPrompter
-        from headrouter_pl.pruning import AudioTokenPruner
 
         self.model = model
         self.processor = processor
@@ -232,11 +231,15 @@ class Asker:
                 )
             for seed in method.seeds or (None,):
                 scorer = build_scorer(method, seed)
-                for ratio in ratios:
-                    pruner = AudioTokenPruner(
-                        ratio, layer=method.layer, scorer=scorer, tokenizer=processor, evict_early=method.evict_early
-                    )
-                    self.runs.append(Run(method, seed, ratio, pruner.engine(model)))
+                self.runs += [Run(method, seed, ratio, self._engine(method, ratio, scorer)) for ratio in ratios]
+
+    def _engine(self, method: Method, ratio: float, scorer: Scorer) -> PruningEngine:
+        from headrouter_pl.pruning import AudioTokenPruner
+
+        pruner = AudioTokenPruner(
+            ratio, layer=method.layer, scorer=scorer, tokenizer=self.processor, evict_early=method.evict_early
+        )
+        return pruner.engine(self.model)
 
     def calibrate(self, items: Sequence[PocketItem], folder: Path) -> None:
         """Measures the profile of each method whose profile is "self", on the first questions, unpruned.
@@ -250,7 +253,6 @@ class Asker:
         from headrouter_pl.calibration import SELF_CALIBRATION_BATCHES, SelfCalibration
         from headrouter_pl.data.audio import read_audio
         from headrouter_pl.models.encoded import encoded_audio
-        from headrouter_pl.pruning import AudioTokenPruner
         from headrouter_pl.scorers import HeadRouterScorer
 
         rate = self.processor.feature_extractor.sampling_rate
@@ -273,11 +275,7 @@ class Asker:
                         finally:
                             engine.detach()
                 measured[run.method.name] = HeadRouterScorer(sums.profile(), scorer.router, scorer.queries)
-            pruner = AudioTokenPruner(
-                run.ratio, layer=run.method.layer, scorer=measured[run.method.name], tokenizer=self.processor,
-                evict_early=run.method.evict_early,
-            )  # fmt: skip
-            run.engine = pruner.engine(self.model)
+            run.engine = self._engine(run.method, run.ratio, measured[run.method.name])
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """The methods by name, with digests of what they have read: profiles, files."""
