@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import strategies
 import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -59,7 +60,7 @@ def expected_steps(name: str, model: Any, batch: dict[str, Tensor], report: Any,
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(list(BUILT)),
-    clips=st.lists(st.lists(st.integers(1, 30), min_size=0, max_size=2), min_size=1, max_size=4),
+    clips=strategies.clips,
     side=st.sampled_from(["left", "right"]),
     ratio=st.floats(0.01, 0.99),
     layer=st.integers(1, 3),
@@ -72,8 +73,6 @@ def test_any_batch(
     name: str, clips: list[list[int]], side: str, ratio: float, layer: int, after: int, tokens: int, static: bool,
     seed: int,
 ) -> None:  # fmt: skip
-    if not any(clips):
-        clips = [[3], *clips]
     model = BUILT[name]
     batch = tiny.inputs(name, model, clips, padding_side=side, text_after=after, seed=seed)
     handle = find_lalm(model)

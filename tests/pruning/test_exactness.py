@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+import strategies
 import tiny
 import torch
 import transformers
@@ -494,7 +495,7 @@ def test_audio_mask_for_embeddings() -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["qwen2_audio", "gemma3n", "phi4_multimodal"]),
-    clips=st.lists(st.lists(st.integers(1, 30), min_size=0, max_size=2), min_size=1, max_size=4),
+    clips=strategies.clips,
     side=st.sampled_from(["left", "right"]),
     ratio=st.floats(0.01, 0.99),
     layer=st.integers(1, 3),
@@ -505,8 +506,6 @@ def test_audio_mask_for_embeddings() -> None:
 def test_any_batch(
     name: str, clips: list[list[int]], side: str, ratio: float, layer: int, before: int, after: int, seed: int
 ) -> None:
-    if not any(clips):
-        clips = [[3], *clips]
     model = _shared(name, "sdpa")
     batch = tiny.inputs(name, model, clips, padding_side=side, text_before=before, text_after=after, seed=seed)
     case = Case(name, batch, model=model)
