@@ -46,6 +46,7 @@ from headrouter_pl.data.audio import read_audio
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark
 from headrouter_pl.data.pocket.scoring import score_answer
 from headrouter_pl.models.answering import EncodedPrompter
+from headrouter_pl.models.caches import cache_argument
 from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.models.shapes import get_shape
 from headrouter_pl.pruning import timing
@@ -88,7 +89,8 @@ def generate(model: Any, inputs: Inputs, tokens: int, eos: int | None = None) ->
         The tokens, bytes of the cache after the prefill, and the seconds of each step of decoding.
     """
     cache = DynamicCache()
-    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    held_in = {cache_argument(model): cache, "use_cache": True}
+    output = model(**inputs, **held_in, logits_to_keep=1)
     held, length, found, steps = cache_bytes(cache), inputs["input_ids"].shape[1], [], []
     for step in range(tokens + 1):
         token = output.logits[:, -1:].argmax(-1)
@@ -97,12 +99,7 @@ def generate(model: Any, inputs: Inputs, tokens: int, eos: int | None = None) ->
         found.append(token)
         if step < tokens:
             started = timing.now()
-            output = model(
-                input_ids=token,
-                past_key_values=cache,
-                use_cache=True,
-                position_ids=torch.full_like(token, length + step),
-            )
+            output = model(input_ids=token, position_ids=torch.full_like(token, length + step), **held_in)
             steps.append(timing.now() - started)
     return [int(token) for token in found], held, steps
 

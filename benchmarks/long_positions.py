@@ -26,6 +26,7 @@ from headrouter_pl.data.audio import read_audio
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
 from headrouter_pl.data.pocket.scoring import score_answer
 from headrouter_pl.models.answering import EncodedPrompt, EncodedPrompter
+from headrouter_pl.models.caches import cache_argument
 from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.results import write_text
 
@@ -45,15 +46,14 @@ def answer(model: Any, prompter: EncodedPrompter, item: PocketItem, encoded: Enc
     audio, after = torch.arange(encoded.start), torch.arange(encoded.start + count, tokens)
     kept = torch.cat([audio, encoded.start + heard, after])
     positions = (kept if place == "where they stand" else torch.arange(len(kept)))[None]
-    cache = DynamicCache()
+    held_in = {cache_argument(model): DynamicCache(), "use_cache": True}
     output = model(
         input_ids=inputs["input_ids"][:, kept],
         input_features=inputs["input_features"][:, heard],
         input_features_mask=torch.ones(1, len(heard), dtype=torch.long),
         position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
         logits_to_keep=1,
+        **held_in,
     )
     said: list[int] = []
     while len(said) < MAX_NEW_TOKENS:
@@ -62,7 +62,7 @@ def answer(model: Any, prompter: EncodedPrompter, item: PocketItem, encoded: Enc
             break
         said.append(int(token))
         positions = positions[:, -1:] + 1
-        output = model(input_ids=token, position_ids=positions, past_key_values=cache, use_cache=True)
+        output = model(input_ids=token, position_ids=positions, **held_in)
     return str(prompter.processor.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
 

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from headrouter_pl import AudioTokenPruner
 from headrouter_pl.cli.benchmark import FixedPrompt
 from headrouter_pl.cli.tables import dump_figures, format_table, machine
+from headrouter_pl.models.caches import cache_argument
 from headrouter_pl.models.shapes import get_shape
 from headrouter_pl.results import write_text
 
@@ -58,7 +59,7 @@ def main() -> None:
             cache = DynamicCache()
             first = prefill(model, inputs, cache)
             if given.decode:
-                step = {"input_ids": first, "past_key_values": cache, "use_cache": True}
+                step = {"input_ids": first, cache_argument(model): cache, "use_cache": True}
                 model(**step)
                 with profile(activities=activities) as found:
                     model(**step)
@@ -72,7 +73,7 @@ def main() -> None:
 
 def prefill(model: Any, inputs: Any, cache: Any) -> torch.Tensor:
     """The first token."""
-    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    output = model(**inputs, **{cache_argument(model): cache}, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1:].argmax(-1)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headrouter_pl.models.caches import cache_argument
 from headrouter_pl.pruning.caches import CompactKeys
 from headrouter_pl.pruning.engine import PruningEngine
 from headrouter_pl.pruning.timing import now, time_prefills
@@ -69,13 +70,14 @@ def run_once(model: Any, inputs: Mapping[str, Tensor], engine: PruningEngine | N
     from transformers import DynamicCache
 
     cache = DynamicCache()
+    held_in = {cache_argument(model): cache, "use_cache": True}
     apart = engine is not None and torch.cuda.is_available()  # a synchronised clock inside would slow the prefill down
     overhead = {} if engine is None or not apart else _timed_parts(model, inputs, engine)
     clock: AbstractContextManager[dict[str, float]] = nullcontext({}) if engine is None or apart else part_clock(engine)
     with clock as parts:
         with _attached(engine), time_prefills(model) as prefills, _time_encoder(model) as encoders:
             started = now()
-            output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            output = model(**inputs, **held_in, logits_to_keep=1)
             token = output.logits[:, -1:].argmax(-1)
             first_token = now() - started
             held = cache_bytes(cache)
@@ -92,10 +94,10 @@ def run_once(model: Any, inputs: Mapping[str, Tensor], engine: PruningEngine | N
 
 def _decode(model: Any, token: Tensor, cache: Any, tokens: int) -> float:
     """Seconds a token: the median of so many steps."""
-    steps = []
+    held_in, steps = {cache_argument(model): cache, "use_cache": True}, []
     for _ in range(tokens):
         started = now()
-        token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+        token = model(input_ids=token, **held_in).logits[:, -1:].argmax(-1)
         steps.append(now() - started)
     return median(steps) if steps else 0.0
 
@@ -305,7 +307,7 @@ def count_syncs(model: Any, inputs: Mapping[str, Tensor], engine: PruningEngine 
     """
     from transformers import DynamicCache
 
-    cache, counts = DynamicCache(), []
+    held_in, counts = {cache_argument(model): DynamicCache(), "use_cache": True}, []
     step: dict[str, Any] = {**inputs, "logits_to_keep": 1}
     with _attached(engine):
         for _ in range(2):
@@ -313,7 +315,7 @@ def count_syncs(model: Any, inputs: Mapping[str, Tensor], engine: PruningEngine 
                 warnings.simplefilter("always")
                 torch.cuda.set_sync_debug_mode("warn")
                 try:
-                    output = model(**step, past_key_values=cache, use_cache=True)
+                    output = model(**step, **held_in)
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
             counts.append(sum("synchronizing" in str(warning.message) for warning in caught))

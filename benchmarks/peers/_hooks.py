@@ -86,9 +86,3 @@ def shorten(handle: LalmHandle, layer: int, choose: Choose) -> Iterator[None]:
         finally:
             for registered in hooks:
                 registered.remove()
-
-
-def cache_of(arguments: dict[str, Any]) -> Any:
-    """The cache among a layer's arguments, by either of its names."""
-    cache = arguments.get("cache")
-    return arguments["past_key_values"] if cache is None else cache

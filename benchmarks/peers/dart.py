@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from headrouter_pl.models import find_lalm
-from peers._hooks import cache_of, shorten
+from headrouter_pl.models.caches import cache_in
+from peers._hooks import shorten
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def dart(model: nn.Module, keep_ratio: float, layer: int = 2, pivots: int = 4) -
     handle = find_lalm(model)
 
     def choose(hidden: Tensor, audio: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        keys = cache_of(kwargs).layers[layer - 1].keys[0].transpose(0, 1).flatten(1)  # [L, Hkv * d]
+        keys = cache_in(kwargs).layers[layer - 1].keys[0].transpose(0, 1).flatten(1)  # [L, Hkv * d]
         norm = keys.norm(p=1, dim=-1)
         after = int(audio[-1]) + 1
         audio_pivots = audio[norm[audio].topk(min(pivots, len(audio))).indices].tolist()

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from headrouter_pl.functional import apply_rotary
 from headrouter_pl.models import find_lalm
-from peers._hooks import cache_of, count_kept, watch_audio
+from headrouter_pl.models.caches import cache_in
+from peers._hooks import count_kept, watch_audio
 
 WINDOW, KERNEL = 64, 5
 
@@ -33,7 +34,7 @@ def kv_eviction(model: nn.Module, keep_ratio: float, layer: int = 0) -> Iterator
         length = hidden.shape[1]
         if length == 1:
             return
-        held = cache_of(kwargs).layers[module.layer_idx]
+        held = cache_in(kwargs).layers[module.layer_idx]
         window = min(WINDOW, length - 1 - int(audio[0][-1]))
         score = _window_attention(module, hidden[:, -window:], kwargs["position_embeddings"], held.keys)
         kept = score[:, :, audio[0]].topk(count_kept(audio[0], keep_ratio), dim=-1).indices

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.models.caches import cache_argument
 from headrouter_pl.models.encoded import encode_windows
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class AudioReader:
         inputs = {name: value.to(self.model.device) for name, value in inputs.items() if isinstance(value, Tensor)}
         inputs["input_features"] = inputs["input_features"].to(self.model.dtype)
         cache = DynamicCache()
-        self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.model(**inputs, **{cache_argument(self.model): cache}, use_cache=True, logits_to_keep=1)
         return ReadAudio(inputs["input_ids"], cache)
 
     @torch.inference_mode()
@@ -66,7 +67,7 @@ class AudioReader:
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                past_key_values=read.cache,
+                **{cache_argument(self.model): read.cache},
                 do_sample=False,
                 max_new_tokens=self.max_new_tokens,
             )

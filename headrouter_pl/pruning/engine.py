@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from headrouter_pl.errors import AudioMaskError, HeadRouterError, UnsupportedModelError
 from headrouter_pl.functional import apply_rotary, keep_counts, probe_attention, select_tokens
 from headrouter_pl.models import LalmHandle
+from headrouter_pl.models.caches import cache_in
 from headrouter_pl.pruning.caches import FORWARD, CompactKeys, evict, held_mask_sizes
 from headrouter_pl.pruning.compaction import Rows, compact_mask
 from headrouter_pl.pruning.cost import LayerCost
@@ -288,7 +289,7 @@ class PruningEngine:
     def _lay_out(self, forward: Forward, input_ids: Tensor | None, batch: int, given: Mapping[str, Any]) -> None:
         """Reads the batch on the CPU, before any of its GPU work is queued: the one host-device sync of a prefill."""
         length = forward.length
-        labels, positions, cache = given.get("labels"), given.get("position_ids"), _cache_in(given)
+        labels, positions, cache = given.get("labels"), given.get("position_ids"), cache_in(given)
         if input_ids is None and self.audio_mask is None and CompactKeys.of(cache) is not None:
             return  # a later turn of a conversation, without audio
         if isinstance(positions, Tensor) and positions.dim() == 3:
@@ -502,7 +503,7 @@ class PruningEngine:
         if forward is None or (index > 0 and forward.left is None):
             return None
         given = self._bind(args, kwargs)
-        cache = _cache_in(given)
+        cache = cache_in(given)
         if index == 0:
             before = CompactKeys.of(cache)
             if before is None or not before.evicted or before.layer != self.layer:
@@ -545,7 +546,7 @@ class PruningEngine:
             if forward.held.valid is None and len(args) < 2 and kwargs.get("attention_mask") is None:
                 return None
         given = self._bind(args, kwargs)
-        cache = _cache_in(given)
+        cache = cache_in(given)
         hidden: Tensor = given["hidden_states"]
         if index == self.layer:
             self._prune(forward, hidden, cache)
@@ -748,12 +749,6 @@ def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
         return type(model).generate(model, *args, **kwargs)
     finally:
         _PROMPT_LENGTH.reset(token)
-
-
-def _cache_in(given: Mapping[str, Any]) -> Any:
-    """The KV cache among the arguments of a forward; transformers before 5.24 calls it ``past_key_values``."""
-    cache = given.get("cache")
-    return given.get("past_key_values") if cache is None else cache
 
 
 def _unpadded(mask: Any, length: int, past: int) -> Tensor | None:
