@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from headrouter_pl.calibration import SELF_CALIBRATION_BATCHES, SelfCalibration
 from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, sum_over_processes
+from headrouter_pl.digest import digest
 from headrouter_pl.errors import ConfigurationError, unknown_name
 from headrouter_pl.profiles import SHIPPED, HeadProfile
 from headrouter_pl.pruning import AudioTokenPruner, PruningReport
@@ -72,7 +73,7 @@ class HeadRouterCallback(StageCallback):
     Attributes:
         report: What was done to the last batch.
         totals: Sums over each stage's last run, over all processes once it has ended; ``unpruned_batches`` are those
-            measured for ``profile="self"``, the first ones.
+            measured for ``profile="self"``, the first ones. A fit that goes on from a checkpoint counts from there on.
         calibrated: The profile of each stage's last run, for ``profile="self"``.
 
     Raises:
@@ -119,6 +120,9 @@ class HeadRouterCallback(StageCallback):
             tokenizer=tokenizer,
             evict_early=evict_early,
         )
+        self._scorer_settings = _describe(self.pruner.scorer)
+        if itself:
+            self._scorer_settings |= {"profile": "self", "calibration_batches": calibration_batches}
         self.tokenizer = tokenizer
         self.stages = stages
         self.log_metrics = log
@@ -328,7 +332,7 @@ class HeadRouterCallback(StageCallback):
             "keep_tokens": pruner.keep_tokens,
             "layer": pruner.layer,
             "evict_early": pruner.evict_early,
-            "scorer": type(pruner.scorer).__name__,
+            **self._scorer_settings,
             "stages": list(self.stages),
         }
 
@@ -338,13 +342,21 @@ class HeadRouterCallback(StageCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.totals = state_dict["totals"]
+        self.totals = {**state_dict["totals"], **self.totals}  # what this trainer has run itself holds
         given, saved = self._settings(), state_dict["settings"]
-        if changed := [name for name in given if given[name] != saved.get(name)]:
+        if changed := [name for name in {**given, **saved} if given.get(name) != saved.get(name)]:
             rank_zero_warn(
                 "HeadRouterCallback goes on with other settings than the checkpoint was written with: "
-                + ", ".join(f"{name} {given[name]!r} (was {saved.get(name)!r})" for name in changed)
+                + ", ".join(f"{name} {given.get(name)!r} (was {saved.get(name)!r})" for name in changed)
             )
+
+
+def _describe(scorer: Scorer) -> dict[str, Any]:
+    """What a run that goes on must find again: names to read, and a digest of all that a scorer was made with."""
+    told: dict[str, Any] = {"scorer": type(scorer).__name__}
+    if isinstance(scorer, HeadRouterScorer):
+        told |= {"profile": "auto" if scorer.auto else scorer.profile.name, "router": type(scorer.router).__name__}
+    return {**told, "scorer_digest": digest(scorer)}
 
 
 def find_pruners(trainer: Trainer) -> list[HeadRouterCallback]:

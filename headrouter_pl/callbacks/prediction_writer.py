@@ -76,6 +76,11 @@ class JSONLPredictionWriter(BasePredictionWriter):
                 _merge(rows, _read_part(part, settings))
             self._done = set(rows)
             self._run = 1 + max((at[0] for at, _ in rows.values()), default=-1)
+            if rows and any(pruner.calibration_batches for pruner in find_pruners(trainer)):
+                raise ConfigurationError(
+                    f"{self.path} has samples already, and profile='self' would be measured anew, on other batches. "
+                    "Calibrate beforehand (headrouter-pl calibrate), or set on_existing='overwrite'."
+                )
             if rows:
                 rank_zero_info(f"JSONLPredictionWriter: {len(rows)} samples are in {self.path.parent} already.")
         _leave_out(trainer, self._done)

@@ -39,9 +39,7 @@ class PromptPrior(Router):
         self._warned = False
 
     def _classify(self, prompt: str) -> tuple[dict[str, float], dict[str, float]]:
-        if self.classifier is None:
-            self.classifier = PromptRouter.default()
-        router = self.classifier
+        router = PromptRouter.default() if self.classifier is None else self.classifier
         types = dict(zip(router.types_.tolist(), router.predict_type_proba([prompt])[0].tolist(), strict=True))
         families = dict.fromkeys(router.classes_.tolist(), 0.0)
         for name, probability in types.items():  # what predict_proba sums, without reading the prompt again

@@ -35,8 +35,8 @@ class HeadRouterScorer(Scorer):
         router: str | Router | PromptRouter = "joint",
         queries: Literal["prompt", "last"] | None = None,
     ) -> None:
-        self._auto = isinstance(profile, str) and profile == "auto"
-        name = "generic" if self._auto else profile
+        self.auto = isinstance(profile, str) and profile == "auto"
+        name = "generic" if self.auto else profile
         self.profile = name if isinstance(name, HeadProfile) else HeadProfile.load(name)
         self.router = get_router(router)
         self.queries = queries
@@ -45,7 +45,7 @@ class HeadRouterScorer(Scorer):
 
     def for_model(self, handle: LalmHandle, layer: int) -> Scorer:
         """With ``profile="auto"``: a copy with the profile that is shipped for the model."""
-        found = find_shipped(handle, layer) if self._auto else None
+        found = find_shipped(handle, layer) if self.auto else None
         if found is None:
             return self
         chosen = copy.copy(self)

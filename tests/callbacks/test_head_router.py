@@ -26,7 +26,7 @@ from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNam
 from headrouter_pl.pruning import caches as pruning_caches
 from headrouter_pl.pruning import engine as pruning_engine
 from headrouter_pl.routers import SelectivityRouter
-from headrouter_pl.scorers import FastVScorer, HeadRouterScorer, StrideScorer
+from headrouter_pl.scorers import FastVScorer, HeadRouterScorer, RandomScorer, StrideScorer
 
 torch.set_num_threads(1)
 
@@ -566,6 +566,46 @@ class TestCheckpoints:
         assert again.totals["validate"] == first.totals["validate"]
         assert again.totals["validate"]["audio_tokens_kept"] == 36
         assert not [w for w in recwarn if "other settings" in str(w.message)]
+
+    def test_totals_of_this_run_hold(self, tmp_path: Path) -> None:
+        path = self.save(tmp_path, HeadRouterCallback(RATIO))
+        callback = HeadRouterCallback(RATIO)
+        made = trainer(callback)
+        made.validate(make(), loader(batches()[:1]), verbose=False)
+        before = dict(callback.totals["validate"])
+        made.test(make(), loader(), ckpt_path=path, verbose=False)
+        assert callback.totals["validate"] == before
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ({"scorer": "fastv"}, {"scorer": "fastv-norope"}),
+            ({"scorer": RandomScorer(0)}, {"scorer": RandomScorer(1)}),
+            ({"profile": "generic"}, {"profile": "auto"}),
+            ({"profile": "generic"}, {"profile": "sharp"}),
+            ({"profile": "generic"}, {"profile": "self"}),
+            ({"profile": "self"}, {"profile": "self", "calibration_batches": 3}),
+            ({"router": "joint"}, {"router": "prompt"}),
+            ({"router": SelectivityRouter()}, {"router": PromptRouter.default()}),
+            (
+                {"router": PromptRouter().fit(PROMPTS, ["semantic", "acoustic"])},
+                {"router": PromptRouter.default()},
+            ),
+        ],
+    )
+    def test_settings_tell_pruners_apart(self, one: dict[str, Any], other: dict[str, Any]) -> None:
+        def settings(given: dict[str, Any]) -> Any:
+            return HeadRouterCallback(RATIO, **given).state_dict()["settings"]
+
+        assert settings(one) == settings(one)
+        assert settings(one) != settings(other)
+
+    def test_settings_stay_while_it_runs(self) -> None:
+        for given in ({}, {"profile": "self", "calibration_batches": 1}, {"router": "prompt"}):
+            callback = HeadRouterCallback(RATIO, **given)
+            before = callback.state_dict()["settings"]
+            run(callback, make(), "validate")
+            assert callback.state_dict()["settings"] == before
 
     def test_other_settings_are_named(self, tmp_path: Path) -> None:
         path = self.save(tmp_path, HeadRouterCallback(RATIO))

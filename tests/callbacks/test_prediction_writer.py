@@ -220,6 +220,13 @@ class TestRefusals:
             predict(make(), data(), HeadRouterCallback(0.5), JSONLPredictionWriter(str(path)))
         assert part.read_bytes() == before
 
+    def test_another_profile_would_be_measured(self, tmp_path: Path) -> None:
+        path, settings = tmp_path / "p.jsonl", {"profile": "self", "calibration_batches": 1}
+        with pytest.raises(RuntimeError, match="stopped"):
+            predict(make(left=1), data(), HeadRouterCallback(0.5, **settings), JSONLPredictionWriter(str(path)))
+        with pytest.raises(ConfigurationError, match="profile='self' would be measured anew"):
+            predict(make(), data(), HeadRouterCallback(0.5, **settings), JSONLPredictionWriter(str(path), "resume"))
+
     def test_a_foreign_part(self, tmp_path: Path) -> None:
         (tmp_path / "p.jsonl.0.part").write_text("hello\n")
         with pytest.raises(ConfigurationError, match="is no part of predictions"):
