@@ -19,7 +19,7 @@ from headrouter_pl.data.chat import audio_extractor
 from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.pictures import Gallery, GallerySample, GalleryView, route_parts
 from headrouter_pl.pruning import AudioTokenPruner
-from headrouter_pl.pruning.report import SampleReport
+from headrouter_pl.pruning.report import PruningReport, SampleReport
 from headrouter_pl.scorers import HeadRouterScorer, Scorer
 from headrouter_pl.tasks.scoring import batch_tasks, score_batch
 
@@ -128,10 +128,8 @@ class HeadRouterGallery(StageCallback):
             name = THIS_RUN if len(pruned) == 1 else f"{THIS_RUN}, {number + 1}"
             profile, scorer = callback.report.profile, callback.pruner.scorer
             ratio = callback.pruner.keep_ratio
-            samples = callback.report.samples
-            if samples and len(samples) % len(views) == 0 and (texts := _texts(outputs)) is not None:
-                # Beams and returned sequences: the rows of a sample stand together, and are alike.
-                firsts = samples[:: len(samples) // len(views)]
+            firsts = _first_reports(callback.report, len(views))
+            if firsts and (texts := _texts(outputs)) is not None:
                 self._show(views, name, ratio, firsts, texts, self._right(module, batch, texts), scorer, profile)
         with ExitStack() as stack:
             stack.enter_context(isolate_rng())
@@ -146,10 +144,9 @@ class HeadRouterGallery(StageCallback):
                     texts = self._ask(module, batch)
                 finally:
                     engine.detach()
-                samples = engine.report.samples
-                firsts = samples[:: max(1, len(samples) // len(views))]
-                right = self._right(module, batch, texts)
-                self._show(views, name, ratio, firsts, texts, right, engine.scorer, engine.report.profile)
+                if firsts := _first_reports(engine.report, len(views)):
+                    right = self._right(module, batch, texts)
+                    self._show(views, name, ratio, firsts, texts, right, engine.scorer, engine.report.profile)
         rights = self._right(module, batch, unpruned)
         kinds = batch.get("types") or batch.get("task_names") or [""] * len(views)
         evidence = batch.get("evidence") or [()] * len(views)
@@ -240,6 +237,14 @@ class HeadRouterGallery(StageCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._gallery:  # what is there already may show what went wrong
             self._finish()
+
+
+def _first_reports(report: PruningReport, rows: int) -> list[SampleReport]:
+    """A report for each sample of a batch; none where no audio was seen, or whose is whose cannot be told."""
+    first = report.prefills[0].samples if report.prefills else []
+    samples = first if len(first) >= rows else report.samples  # without a cache each step is a prefill of all
+    # Beams and returned sequences: the rows of a sample stand together, and are alike.
+    return samples[:: len(samples) // rows] if samples and len(samples) % rows == 0 else []
 
 
 def _texts(outputs: Any) -> list[str] | None:

@@ -487,11 +487,15 @@ def _row(
 
 
 def _digest_scorer(method: Method, scorer: Any) -> str:
-    """Of the head weights that a scorer was given, and of the files that its settings name."""
+    """Of the head weights that a scorer was given, and of the files that its settings name.
+
+    Those that a method has measured itself do not count: their last bits differ from machine to machine, and what they
+    follow from is in the configuration.
+    """
     import torch
 
     found = hashlib.sha256()
-    profile = getattr(scorer, "profile", None)
+    profile = None if method.profile == "self" else getattr(scorer, "profile", None)
     if dataclasses.is_dataclass(profile):
         for entry in dataclasses.fields(profile):
             value = getattr(profile, entry.name)

@@ -52,6 +52,9 @@ class LayerCost:
 def _multiplied_weights(layer: nn.Module) -> int:
     total = 0
     for module in layer.modules():
+        if isinstance(module, nn.Linear):  # not by its parameters, which may be packed to four bits
+            total += module.in_features * module.out_features
+            continue
         experts = getattr(module, "num_experts", None)
         for parameter in module.parameters(recurse=False):
             if parameter.dim() == 2:

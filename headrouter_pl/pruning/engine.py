@@ -11,6 +11,7 @@ import inspect
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context, ContextVar
@@ -63,6 +64,7 @@ class Forward:
         left: Keys that the layers below K hold, this forward's included; None where nothing was evicted there.
         full: Input of the layer at work, full-length.
         scouted: Layers and rows of the scout pass; 0 where there was none.
+        cached: Whether there is a KV cache; known from layer K on.
         masks: Masks made so far: from which, for sliding windows or not, and the result.
         total: Positions of the full sequence, this forward's included; known from layer K on, or where keys were
             evicted.
@@ -83,6 +85,7 @@ class Forward:
     embeddings: Tensor | None = None
     attention: Tensor | None = None
     places: Tensor | None = None
+    cached: bool = False
     scouted: tuple[int, int] = (0, 0)
     rows: Rows | None = None
     held: CompactKeys | None = None
@@ -97,6 +100,9 @@ class Forward:
         """Whether any audio token is to be dropped."""
         return self.layout is not None and self.counts is not None and bool((self.counts < self.layout.seen).any())
 
+
+_REPLACED = "_generate_before_pruning"
+"""Attribute of a model whose ``generate`` other code had replaced before."""
 
 _PROMPT_LENGTH: ContextVar[int | None] = ContextVar("headrouter_prompt_length", default=None)
 
@@ -157,6 +163,8 @@ class PruningEngine:
         self._inputs = {module: _parameter_names(module, "input_ids") for module in handle.inputs}
         self._hooks: list[RemovableHandle] = []
         self._wrapped = False  # whether `generate` is wrapped
+        self._warned = False  # of prompts that cannot be read
+        self._audio_mask_met = False  # whether a forward had its length, as the first one must
 
     def _check_layers(self) -> None:
         """Refuses prune and probe layers at which dropping a token is not masking it."""
@@ -179,7 +187,10 @@ class PruningEngine:
             )
         limit = layer if self.pool is None else handle.num_layers
         if bad := [i for i in self.probed if not 0 <= i < limit]:
-            where = f"below the prune layer {layer}" if self.pool is None else f"among its {limit} layers"
+            if self.pool is None:
+                where = f"below the prune layer {layer}: take layer >= {max(bad) + 1}, or other probe layers"
+            else:
+                where = f"among its {limit} layers"
             raise HeadRouterError(f"Probe layers {bad} of {name} must lie {where}.")
         if len({handle.num_heads(i)[0] for i in self.probed}) > 1 or len(set(self.probed)) < len(self.probed):
             raise HeadRouterError(f"Probe layers {list(self.probed)} must differ, and have the same number of heads.")
@@ -252,18 +263,21 @@ class PruningEngine:
         if forward is not None and forward.engine is self:  # left over by a KeyboardInterrupt
             FORWARD.set(forward.outer)
         if self._wrapped:
-            del self.handle.model.__dict__["generate"]
+            attributes = self.handle.model.__dict__
+            del attributes["generate"]
+            if _REPLACED in attributes:
+                attributes["generate"] = attributes.pop(_REPLACED)
             self._wrapped = False
 
     def _wrap_generate(self) -> None:
         """Lets ``generate`` say how long the prompt is, which no forward can tell from drafts and earlier answers."""
         model = self.handle.model
         if hasattr(type(model), "generate"):
-            if "generate" in model.__dict__:
-                raise HeadRouterError(
-                    f"{type(model).__name__}.generate is already replaced on this object, by another pruner or by "
-                    "other code. Leave that first."
-                )
+            if (found := model.__dict__.get("generate")) is not None:
+                if getattr(found, "__func__", None) is _generate:
+                    name = type(model).__name__
+                    raise HeadRouterError(f"A pruner is attached to this {name} already. Leave it first.")
+                model.__dict__[_REPLACED] = found  # such as FSDP2's, which gathers the weights
             # A bound method: deepcopy of the model binds it to the copy.
             model.__dict__["generate"] = types.MethodType(_generate, model)
             self._wrapped = True
@@ -299,8 +313,13 @@ class PruningEngine:
             input_ids,
             _unpadded(given.get("attention_mask"), length, past),
             labels if _is_matrix(labels) and labels.shape[1] == length else None,
-            positions if _is_matrix(positions) and given.get("attention_mask") is None else None,
+            # A mask of one row says nothing of packing, and at its padding positions may be any.
+            positions if _is_matrix(positions) and not _is_matrix(given.get("attention_mask")) else None,
         )
+        if self.audio_mask is not None and self.audio_mask.shape[1] == length:
+            self._audio_mask_met = True
+        elif self.audio_mask is not None and not self._audio_mask_met:
+            raise AudioMaskError(f"audio_mask is {list(self.audio_mask.shape)}, the sequence has {length} positions.")
         audio_mask = find_audio(ids, self.handle.audio_token_id, self.audio_mask, type(self.handle.model).__name__)
         if audio_mask.shape[1] != length:
             raise AudioMaskError(f"audio_mask is {list(audio_mask.shape)}, the sequence has {length} positions.")
@@ -313,13 +332,45 @@ class PruningEngine:
         layout = TokenLayout.build(audio_mask, attention_mask=mask, labels=labels, prompt_length=prompt_length)
         if not bool(layout.seen.any()):
             return
-        _refuse_unfit(given, positions)
+        self._refuse_unfit(given, positions, mask)
         counts = keep_counts(layout.seen, keep_ratio=self.keep_ratio, keep_tokens=self.keep_tokens)
         forward.layout, forward.past = layout, past
         forward.counts = torch.maximum(counts, layout.required.sum(1))
         forward.probing = self.pool is None and self._measures(forward)
         if self.scorer.needs_prompts and self.prompts is not None and ids is not None:
             forward.prompts = self.prompts.read(ids, layout)
+        elif self.scorer.needs_prompts and self.prompts is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "The model is given inputs_embeds alone: prompts cannot be read, so routing is by audio alone. Pass "
+                "input_ids.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _refuse_unfit(self, given: Mapping[str, Any], positions: Tensor | None, mask: Tensor | None) -> None:
+        """Refuses forwards with audio in which dropping tokens would go wrong.
+
+        Args:
+            given: Arguments of the forward.
+            positions: Position ids ``[B, L]`` of a forward that is given no mask ``[B, L]``, or None.
+            mask: Which positions are not padding, ``[B, L]``, or None.
+        """
+        router_logits = given.get("output_router_logits")
+        if router_logits is None:
+            config: Any = self.handle.model.config
+            config = config.get_text_config()
+            router_logits = getattr(config, "output_router_logits", False)
+        if router_logits:
+            raise HeadRouterError(
+                "The load-balancing loss of mixture layers expects as many tokens in every layer. Prune without "
+                "output_router_logits, as an argument and in the config."
+            )
+        if given.get("cu_seq_lens_q") is not None or (positions is not None and _starts_anew(positions, mask)):
+            raise HeadRouterError(
+                "The batch holds packed samples (position_ids start anew within a row), so that it cannot be told "
+                "whose question asks of whose audio. Turn packing off, and pad."
+            )
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         forward = FORWARD.get()
@@ -526,8 +577,8 @@ class PruningEngine:
         if hidden.shape[-2] != forward.length:
             raise AudioMaskError(
                 f"The decoder of {type(self.handle.model).__name__} works on {hidden.shape[-2]} positions, input_ids "
-                f"has {forward.length}: the model expands its audio placeholders itself. Expand them beforehand (its "
-                "processor does), or say where the audio is: AudioTokenPruner(...)(model, audio_mask=mask)."
+                f"has {forward.length}: the model expands its audio placeholders itself. Expand them beforehand, as "
+                "its processor does."
             )
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -583,6 +634,7 @@ class PruningEngine:
         before = CompactKeys.of(cache)
         if before is not None and before.layer != self.layer:
             return  # the cache refuses its update
+        forward.cached = cache is not None
         if forward.layout is not None:
             forward.rows = self._choose(forward, hidden)
         if before is None and forward.rows is None:
@@ -626,7 +678,7 @@ class PruningEngine:
         record = PrefillRecord(
             layout.seen, counts, None, layout.audio_index, layout.audio_valid, self.layer, length, length,
             self._costs, hidden.dtype, probed_layers=self.probed, prompts=forward.prompts,
-            evict_early=self.evict_early,
+            evict_early=self.evict_early, cached=forward.cached,
         )  # fmt: skip
         if not forward.drops:
             self.report.prefills.append(record)
@@ -744,9 +796,13 @@ def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
     inputs = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
     if inputs is None:
         inputs = kwargs.get("inputs_embeds")
-    token = _PROMPT_LENGTH.set(inputs.shape[1] if isinstance(inputs, Tensor) else None)
+    length = inputs.shape[1] if isinstance(inputs, Tensor) else None
+    if length is not None and _is_matrix(mask := kwargs.get("attention_mask")):
+        length = max(length, mask.shape[1])  # a later turn may come as new tokens alone, under a mask of all
+    token = _PROMPT_LENGTH.set(length)
     try:
-        return type(model).generate(model, *args, **kwargs)
+        replaced = model.__dict__.get(_REPLACED)
+        return type(model).generate(model, *args, **kwargs) if replaced is None else replaced(*args, **kwargs)
     finally:
         _PROMPT_LENGTH.reset(token)
 
@@ -771,23 +827,13 @@ def _unpadded(mask: Any, length: int, past: int) -> Tensor | None:
     return own if mask.dtype == torch.bool else own == 0
 
 
-def _refuse_unfit(given: Mapping[str, Any], positions: Tensor | None) -> None:
-    """Refuses forwards with audio in which dropping tokens would go wrong.
-
-    Args:
-        given: Arguments of the forward.
-        positions: Position ids ``[B, L]`` of a forward without a mask, or None.
-    """
-    if given.get("output_router_logits"):
-        raise HeadRouterError(
-            "The load-balancing loss of mixture layers expects as many tokens in every layer. Prune without "
-            "output_router_logits."
-        )
-    if given.get("cu_seq_lens_q") is not None or (positions is not None and bool((positions.diff(dim=1) <= 0).any())):
-        raise HeadRouterError(
-            "The batch holds packed samples (position_ids start anew within a row), so that it cannot be told whose "
-            "question asks of whose audio. Turn packing off, and pad."
-        )
+def _starts_anew(positions: Tensor, mask: Tensor | None) -> bool:
+    """Whether position ids ``[B, L]`` ever fail to rise from one position that is not padding to the next."""
+    for row, ids in enumerate(positions):
+        shown = ids if mask is None else ids[mask[row if len(mask) > 1 else 0].bool()]
+        if bool((shown.diff() <= 0).any()):
+            return True
+    return False
 
 
 def _is_matrix(value: Any) -> TypeGuard[Tensor]:

@@ -22,9 +22,13 @@ DEFAULT_KEEP_RATIO = 0.7
 DEFAULT_LAYER = 2
 
 
-def prune_layer(handle: LalmHandle, layer: int | None) -> int:
-    """The prune layer K: the given one, or if None 2 or the lowest above it that the model allows."""
-    return max(DEFAULT_LAYER, handle.lowest_layer) if layer is None else layer
+def prune_layer(handle: LalmHandle, layer: int | None, scorer: Scorer | None = None) -> int:
+    """The prune layer K: the given one, or if None 2 or the lowest above it that the model and a scorer allow."""
+    if layer is not None:
+        return layer
+    probe = None if scorer is None else scorer.probe
+    probed = () if probe is None or probe.pool is not None or not probe.layers else probe.layers
+    return max(DEFAULT_LAYER, handle.lowest_layer, *(index + 1 for index in probed))
 
 
 class AudioTokenPruner:
@@ -39,7 +43,8 @@ class AudioTokenPruner:
     Args:
         keep_ratio: Share of each sample's audio tokens to keep, in (0, 1]; 0.7 if ``keep_tokens`` is not given either.
         keep_tokens: Number of audio tokens to keep in each sample, instead of a ratio.
-        layer: The prune layer K: layers 0..K-1 see every token. None for 2, or the lowest the model allows above it.
+        layer: The prune layer K: layers 0..K-1 see every token. None for 2, or the lowest above it that the model and
+            the profile allow: a profile of layers 0 to 2, measured in the model's own pass, is for K = 3 and above.
         scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or a scorer.
         router: For the scorer ``"headrouter"``: a name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted
             :class:`PromptRouter`.
@@ -79,6 +84,11 @@ class AudioTokenPruner:
             raise ConfigurationError(
                 f"tokenizer must be a tokenizer or processor with batch_decode, got {type(tokenizer).__name__}."
             )
+        if scorer == "headrouter" and isinstance(profile, str) and profile == "self":
+            raise ConfigurationError(
+                "profile='self' measures the first batches of a stage: HeadRouterCallback takes it. Here, fit a "
+                "profile beforehand (headrouter-pl calibrate) and name its file."
+            )
         self.keep_ratio = keep_ratio
         self.keep_tokens = keep_tokens
         self.layer = layer
@@ -97,8 +107,8 @@ class AudioTokenPruner:
 
         Args:
             model: A supported audio language model, or any module that holds one.
-            audio_mask: Bool tensor ``[B, L]`` where the audio is; only for forwards that are given ``inputs_embeds``
-                alone, or whose model expands placeholders itself.
+            audio_mask: Bool tensor ``[B, L]`` where the audio is, in the first forward and those as long; for forwards
+                that are given ``inputs_embeds`` alone, or models whose config names no placeholder.
 
         Yields:
             What is really kept, filled as forwards run.
@@ -129,7 +139,7 @@ class AudioTokenPruner:
                 UserWarning,
                 stacklevel=4,
             )
-        layer = prune_layer(handle, self.layer)
+        layer = prune_layer(handle, self.layer, self.scorer)
         scorer = self.scorer.for_model(handle, layer)
         return PruningEngine(
             handle,

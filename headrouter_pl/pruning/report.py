@@ -77,6 +77,7 @@ class PrefillRecord:
         probed_layers: The probed layers.
         prompts: Text of each prompt, or None.
         evict_early: Whether the caches of the layers below K hold the kept tokens only, too.
+        cached: Whether there is a KV cache.
     """
 
     seen: Tensor
@@ -100,6 +101,7 @@ class PrefillRecord:
     probed_layers: tuple[int, ...] = ()
     prompts: Sequence[str] | None = None
     evict_early: bool = False
+    cached: bool = True
 
     @cached_property
     def samples(self) -> list[SampleReport]:
@@ -133,14 +135,18 @@ class PrefillRecord:
         return reports
 
     def cost(self) -> dict[str, int]:
-        """FLOPs (a scout pass included) and KV bytes of the decoder's layers, with and without pruning."""
+        """FLOPs (a scout pass included) and KV bytes of the decoder's layers, with and without pruning.
+
+        Without a cache the bytes are 0.
+        """
         batch = len(self.seen)
         full = held = full_flops = flops = 0
         for index, cost in enumerate(self.costs):
             rows = self.rows_full if index < self.layer else self.rows_kept
             cached = self.rows_kept if self.evict_early else rows
-            full += batch * cost.kv_bytes(self.rows_full, self.dtype)
-            held += batch * cost.kv_bytes(cached, self.dtype)
+            if self.cached:
+                full += batch * cost.kv_bytes(self.rows_full, self.dtype)
+                held += batch * cost.kv_bytes(cached, self.dtype)
             full_flops += batch * cost.flops(self.rows_full)
             flops += batch * cost.flops(rows)
             if index < self.scout_layers:
@@ -173,8 +179,8 @@ class PruningReport:
 
         Returns:
             ``samples``, ``audio_tokens_seen``, ``audio_tokens_kept``, ``keep_ratio`` (kept / seen), ``kv_bytes_held``
-            and ``kv_bytes_saved`` (after prefill, padding included), ``flops`` and ``flops_unpruned`` (decoder layers,
-            by formula, a scout pass included).
+            and ``kv_bytes_saved`` (after prefill, padding included; 0 without a cache), ``flops`` and
+            ``flops_unpruned`` (decoder layers, by formula, a scout pass included).
         """
         totals: dict[str, int | float] = dict.fromkeys(
             ("samples", "audio_tokens_seen", "audio_tokens_kept", "kv_bytes_held", "kv_bytes_saved", "flops",

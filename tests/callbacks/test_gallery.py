@@ -103,6 +103,18 @@ class TestPage:
             assert set(sample["views"][0]["route"]) == set(sample["views"][1]["route"])
             assert "audio" in sample["views"][0]["route"]
 
+    def test_without_a_cache(self, tmp_path: Path) -> None:
+        """Each step of decoding is a prefill of all samples then, and a sample's row is that of the first."""
+        views = []
+        for use_cache in (True, False):
+            page = tmp_path / f"{use_cache}.html"
+            gallery = HeadRouterGallery(page, samples=2, keep_ratios=RATIOS)
+            made = trainer(gallery, HeadRouterCallback(0.4))
+            made.validate(module(use_cache=use_cache), data(records(2)), verbose=False)
+            views.append([[view["kept"] for view in sample["views"]] for sample in read(page)[1]])
+        assert views[0] == views[1]
+        assert views[0][0] != views[0][1]
+
     def test_the_run_goes_on_as_without_it(self, tmp_path: Path) -> None:
         found = []
         for more in ([], [HeadRouterGallery(tmp_path / "page.html", samples=3, keep_ratios=RATIOS)]):

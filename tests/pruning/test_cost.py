@@ -84,6 +84,18 @@ def cache_bytes(output: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+def test_weights_packed_to_four_bits_count_in_full() -> None:
+    """Two weights a byte, as bitsandbytes keeps them."""
+    model = tiny.build("qwen2_audio")
+    layer = find_lalm(model).layers[0]
+    before = LayerCost.of(find_lalm(model), 0)
+    for module in layer.modules():
+        if isinstance(module, torch.nn.Linear):
+            packed = torch.zeros(module.weight.numel() // 2, 1, dtype=torch.uint8)
+            module.weight = torch.nn.Parameter(packed, requires_grad=False)
+    assert LayerCost.of(find_lalm(model), 0) == before
+
+
 def prefill(model: Any, batch: Any) -> Any:
     return model(**batch, use_cache=True)
 
@@ -106,6 +118,10 @@ def test_kv_bytes_are_those_of_the_cache(
     assert summary["kv_bytes_held"] == held
     assert summary["kv_bytes_saved"] == full - held
     assert (held < full) == (ratio < 1)
+    with AudioTokenPruner(ratio, scorer="stride", layer=layer)(model) as report:
+        model(**batch, use_cache=False)
+    assert {**report.summary(), "kv_bytes_held": held, "kv_bytes_saved": full - held} == summary
+    assert report.summary()["kv_bytes_held"] == report.summary()["kv_bytes_saved"] == 0
 
 
 def test_kv_bytes_of_prompts_within_the_sliding_window() -> None:

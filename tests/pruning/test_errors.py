@@ -30,6 +30,7 @@ from headrouter_pl.errors import (
         ({"keep_tokens": 0}, "at least 1, got 0"),
         ({"layer": 0}, "at least 1"),
         ({"tokenizer": object()}, "batch_decode"),
+        ({"profile": "self"}, "HeadRouterCallback takes it"),
         ({"scorer": "fastv", "profile": "sharp"}, "settings of the scorer named 'headrouter'"),
     ],
 )
@@ -87,6 +88,18 @@ def test_audio_mask_of_another_length(model: Any) -> None:
         model(inputs_embeds=embeds)
 
 
+def test_audio_mask_of_another_length_beside_placeholders(model: Any) -> None:
+    batch = tiny.inputs("audioflamingo3", model, [[20]])
+    mask = tiny.audio_mask("audioflamingo3", model, batch["input_ids"])
+    with (
+        AudioTokenPruner(0.5, scorer="stride")(model, audio_mask=mask[:, 1:]),
+        pytest.raises(AudioMaskError, match=f"{mask.shape[1]} positions"),
+    ):
+        model(**batch)
+    with torch.no_grad(), AudioTokenPruner(0.5, scorer="stride")(model, audio_mask=mask):
+        model.generate(**batch, max_new_tokens=3, use_cache=False)  # whose forwards grow longer
+
+
 def test_placeholders_that_the_model_expands_itself() -> None:
     """Qwen2-Audio's legacy path makes the sequence longer than input_ids."""
     model = tiny.build("qwen2_audio")
@@ -113,6 +126,18 @@ def test_no_placeholder_id_in_the_config() -> None:
         model(**batch)
 
 
+def test_the_prune_layer_of_a_profile_measured_in_the_own_pass(model: Any) -> None:
+    profile = HeadProfile("three", weights=torch.full((3, 12), 1 / 12), layers=(0, 1, 2))
+    batch = tiny.inputs("audioflamingo3", model, [[20]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no tokenizer
+        with torch.no_grad(), AudioTokenPruner(0.5, profile=profile)(model) as report:
+            model(**batch)
+        assert report.prefills[0].layer == 3
+        with pytest.raises(HeadRouterError, match=r"\[2\] .* below the prune layer 2: take layer >= 3"):
+            _enter(model, profile=profile, layer=2)
+
+
 def test_a_profile_of_another_model(model: Any) -> None:
     other_type = HeadProfile("theirs", weights=torch.full((3, 4), 0.25), metadata={"model_type": "qwen2_audio"})
     with pytest.raises(ProfileMismatchError, match=r"'qwen2_audio'.*'audioflamingo3'"):
@@ -122,7 +147,7 @@ def test_a_profile_of_another_model(model: Any) -> None:
         _enter(model, profile=other_size)
     too_deep = HeadProfile("deep", weights=torch.full((3, 4), 0.25), layers=(2,))
     with pytest.raises(HeadRouterError, match="below the prune layer"):
-        _enter(model, profile=too_deep)
+        _enter(model, profile=too_deep, layer=2)
 
 
 def _enter(model: Any, **settings: Any) -> None:

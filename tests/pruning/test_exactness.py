@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cache
@@ -473,6 +474,17 @@ def test_static_cache_is_reused_by_the_next_generate() -> None:
     other = Case("qwen2_audio", tiny.inputs("qwen2_audio", case.model, [[5], [18], [11]], seed=3), model=case.model)
     for one in (case, other, case):
         one.compare_generate(**GREEDY, cache_implementation="static", reference={"cache_implementation": None})
+
+
+def test_prompts_of_embeddings_cannot_be_read() -> None:
+    case = Case("audioflamingo3", "one")
+    embeds = case.model.get_input_embeddings()(case.batch["input_ids"])
+    with torch.no_grad(), AudioTokenPruner(0.4, tokenizer=_Texts())(case.model, audio_mask=case.audio):
+        with pytest.warns(UserWarning, match="given inputs_embeds alone: prompts cannot be read"):
+            case.core(inputs_embeds=embeds, attention_mask=case.batch["attention_mask"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            case.core(inputs_embeds=embeds, attention_mask=case.batch["attention_mask"])
 
 
 def test_audio_mask_for_embeddings() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import warnings
 import weakref
 from typing import Any
 
@@ -99,6 +100,22 @@ def test_four_dimensional_masks_show_padding_too(model: Any, side: str) -> None:
 
 
 class TestCaches:
+    @pytest.mark.parametrize("scorer", ["fastv", "headrouter"])
+    def test_a_turn_of_new_tokens_alone_is_scored_as_the_whole(self, model: Any, scorer: str) -> None:
+        """`generate` takes a conversation's later turn either way; the prompt, and so the query, is the same."""
+        first, more = _batch(model, 20), tiny.inputs(NAME, model, [[16]], seed=5)
+        whole = torch.cat((first["input_ids"], more["input_ids"]), 1)
+        found = []
+        for ids in (whole, more["input_ids"]):
+            with torch.no_grad(), warnings.catch_warnings(), _pruner(scorer=scorer)(model) as report:
+                warnings.simplefilter("ignore")
+                cache = model(**first, use_cache=True).past_key_values
+                turn = {**more, "input_ids": ids, "attention_mask": torch.ones_like(whole)}
+                model.generate(**turn, past_key_values=cache, max_new_tokens=2, do_sample=False)
+            found.append(report.samples[1])
+        assert torch.equal(found[0].importance, found[1].importance)
+        assert torch.equal(found[0].kept, found[1].kept)
+
     def step(self, model: Any, cache: Any, mask: Tensor, tokens: int = 1) -> Tensor:
         ids = torch.full((len(mask), tokens), 33)
         longer = torch.cat((mask, torch.ones_like(ids)), 1)
@@ -343,11 +360,59 @@ def test_adapters_merged_under_the_pruner(model: Any) -> None:
             merged(**_batch(model, 20))
 
 
-def test_router_logits_are_refused() -> None:
+@pytest.mark.parametrize("configured", [False, True])
+def test_router_logits_are_refused(configured: bool) -> None:
     model = tiny.build("qwen3_omni_moe_thinker")
     batch = tiny.inputs("qwen3_omni_moe_thinker", model, [[20]])
+    model.config.get_text_config().output_router_logits = configured
     with torch.no_grad(), _pruner()(model), pytest.raises(HeadRouterError, match="output_router_logits"):
-        model(**batch, output_router_logits=True)
+        model(**batch, **({} if configured else {"output_router_logits": True}))
+    if configured:
+        with torch.no_grad(), _pruner()(model):
+            model(**batch, output_router_logits=False)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_packed_samples_under_a_block_mask_are_refused(model: Any, side: str) -> None:
+    batch = tiny.inputs(NAME, model, [[20], [7]], padding_side=side)
+    length, valid = batch["input_ids"].shape[1], batch["attention_mask"].bool()
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    alone = (causal & valid[:, None] & valid[:, :, None])[:, None]
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    packed, block = positions.clone(), alone.clone()
+    packed[:, -3:] -= 3
+    block[:, :, -3:, : length - 3] = False
+    with torch.no_grad(), _pruner()(model) as report:
+        model(**{**batch, "attention_mask": alone, "position_ids": positions})
+        assert [len(sample.kept) for sample in report.samples] == [8, 3]
+        if side == "left":  # else the shorter row's last positions are padding
+            with pytest.raises(HeadRouterError, match="packed samples"):
+                model(**{**batch, "attention_mask": block, "position_ids": packed})
+
+
+def test_a_generate_that_was_replaced_is_called_and_put_back(model: Any) -> None:
+    """As FSDP2 does, to gather weights around it."""
+    calls, stock = [], model.generate
+
+    def gathering(**inputs: Any) -> Any:
+        calls.append(len(inputs))
+        return stock(**inputs)
+
+    batch = _batch(model, 20)
+    model.generate = gathering
+    try:
+        with torch.no_grad(), _pruner(scorer="fastv")(model) as report:
+            found = model.generate(**batch, max_new_tokens=4, do_sample=False)
+            with pytest.raises(HeadRouterError, match=r"A pruner is attached .* already"), _pruner()(model):
+                pass
+        assert calls == [len(batch) + 2]
+        assert len(report.prefills) == 1
+        assert model.generate is gathering
+    finally:
+        del model.generate
+    with torch.no_grad(), _pruner(scorer="fastv")(model):
+        assert torch.equal(model.generate(**batch, max_new_tokens=4, do_sample=False), found)
+    assert not [name for name in vars(model) if "generate" in name]
 
 
 def test_a_scorer_that_fails_or_gives_the_wrong_shape(model: Any) -> None:
