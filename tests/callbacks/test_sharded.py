@@ -67,7 +67,8 @@ if kind == "fsdp2":
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
 torch.manual_seed(0)
 module = LALMModule(
-    tiny.build(FAMILY), Processor(), lora=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), learning_rate=0.02,
+    tiny.build(FAMILY), Processor(), learning_rate=0.02,
+    lora=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]) if int(epochs) else None,
     generate={"max_new_tokens": 4},
 )
 losses = Losses()
@@ -76,11 +77,14 @@ trainer = L.Trainer(
     enable_model_summary=False, max_epochs=int(epochs), num_sanity_val_steps=0,
     use_distributed_sampler=False,  # which draws another order where a run is resumed
     callbacks=[
-        HeadRouterCallback(0.5, scorer="fastv", stages=("fit", "validate")), losses, AdapterExport("adapter"),
-        ModelCheckpoint("checkpoints", save_last=True),
+        HeadRouterCallback(0.5, scorer="fastv", stages=("fit", "validate")), losses,
+        ModelCheckpoint("checkpoints", save_last=True), *[AdapterExport("adapter")] * (int(epochs) > 0),
     ],
 )
-trainer.fit(module, data(), data(), ckpt_path="checkpoints/last.ckpt" if resume == "resume" else None)
+if int(epochs):
+    trainer.fit(module, data(), data(), ckpt_path="checkpoints/last.ckpt" if resume == "resume" else None)
+else:
+    trainer.validate(module, data(), verbose=False)
 metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
 sharded = sum(type(p).__name__ == "DTensor" for p in module.parameters())
 found = {"losses": losses.seen, "metrics": metrics, "sharded": sharded}
@@ -113,3 +117,16 @@ def test_fsdp2_trains_prunes_scores_and_resumes_as_ddp_goes_on(tmp_path: Path) -
     for name, value in ddp.items():
         torch.testing.assert_close(fsdp2[name], value, rtol=1e-3, atol=1e-4)
     assert any(value.abs().max() > 1e-3 for name, value in ddp.items() if "lora_B" in name)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_fsdp2_without_an_adapter_prunes_as_ddp(tmp_path: Path) -> None:
+    """FSDP2 then replaces `generate` on the very model that the pruner is attached to."""
+    found = {}
+    for kind in ("ddp", "fsdp2"):
+        (tmp_path / "kind.txt").write_text(f"{kind} 0 whole")
+        found[kind] = run_two(SCRIPT, __file__, tmp_path)
+    for one, other in zip(found["ddp"], found["fsdp2"], strict=True):
+        assert one["sharded"] == 0 < other["sharded"]
+        assert other["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+        assert one["metrics"]["headrouter/keep_ratio"] == 0.5
