@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
@@ -124,6 +125,7 @@ class LALMModule(L.LightningModule):
             model = load_adapter(model, adapter)
         self.model: nn.Module = model
         self._sharded = False
+        self._warned = False  # of samples without an answer
         trained_there = adapter is not None and (Path(adapter) / PROJECTOR_FILE).is_file()
         self.save_projector = train_projector or trained_there
         self.projector_trained = trained_there or initial_checkpoint is not None
@@ -267,6 +269,12 @@ class LALMModule(L.LightningModule):
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, list[Any]]:
         texts = self._answers(batch)
+        if not self._warned and "" in batch["answers"]:
+            self._warned = True
+            rank_zero_warn(
+                f"The sample {batch['keys'][batch['answers'].index('')]!r} has no answer (a field 'answer', or what "
+                "columns says is called so): whatever the model says of it, and of others without one, counts as wrong."
+            )
         rows = score_batch(batch, texts, self.task)
         self.metrics[stage].update(rows)  # type: ignore[operator]
         return {"texts": texts, "samples": rows}

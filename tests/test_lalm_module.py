@@ -102,6 +102,13 @@ class TestEvaluation:
         (result,) = trainer().validate(make(task="question"), loader(data(answers)), verbose=False)
         assert result == {"val/question": pytest.approx(2 / 3)}
 
+    def test_samples_without_an_answer_are_told_once(self, recwarn: pytest.WarningsRecorder) -> None:
+        answers = texts()
+        answers[0][1] = ""
+        (result,) = trainer().validate(make(task="question"), loader(data(answers)), verbose=False)
+        assert result == {"val/question": pytest.approx(2 / 3)}
+        assert len([w for w in recwarn if "The sample '0.1' has no answer" in str(w.message)]) == 1
+
     def test_what_the_callback_prunes_is_what_is_scored(self) -> None:
         model, answers = tiny.build(FAMILY), []
         with AudioTokenPruner(0.3, tokenizer=StubProcessor())(model):

@@ -125,7 +125,7 @@ def compare(
         write_report(figures, Path(folder), drawn)
     else:
         print("No question has been answered by all methods yet.")
-    if output is not None:
+    if output is not None and summary["questions"]:
         write_text(output, dump_figures(figures))
         print(f"Written: {output}")
     return figures

@@ -65,7 +65,11 @@ def demo(
         raise HeadRouterError("--questions is for the demo's own questions, not for --audio")
     if questions is not None and questions < 1:
         raise HeadRouterError(f"got questions={questions}, expected 1 or more")
-    # Before the model is loaded: a file that cannot be read, or an empty prompt, should not take a minute to be told.
+    # Before the model is loaded: an unknown scorer, a file that cannot be read, or an empty prompt should not take a
+    # minute to be told.
+    from headrouter_pl.callbacks import HeadRouterCallback
+
+    HeadRouterCallback(ratios[0], layer=layer, scorer=scorer)
     samples = None if audio is None else _read(audio)
     if prompt is not None and not prompt.strip():
         raise HeadRouterError("the prompt is empty: say what to ask about the recording")

@@ -14,6 +14,8 @@ import numpy as np
 from headrouter_pl.data.audio import AudioBytes, AudioError, read_audio
 from headrouter_pl.tasks import get_task, right_choice
 
+_FIELDS = ("audio", "prompt", "question", "answer", "key", "task", "options")
+
 Clip = np.ndarray | str | Path | AudioBytes
 
 
@@ -67,6 +69,8 @@ def read_records(
         AudioError: If the list or a record of it is not such a one; it names the file and line.
     """
     path = Path(path)
+    if unknown := sorted(set(columns or {}) - set(_FIELDS)):
+        raise AudioError(f"columns names {unknown}, which are no fields of a record; those are {list(_FIELDS)}.")
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():
             splits = ", ".join(
@@ -77,12 +81,18 @@ def read_records(
             return DatasetRecords(path, columns or {}, task)
         path = _list_in(path)
     read = _csv_rows if path.suffix.lower() == ".csv" else _jsonl_rows
+    try:
+        rows = list(read(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise AudioError(f"{path} cannot be read as a list of records: {error}") from error
     records = []
-    for number, row in read(path):
+    for number, row in rows:
         try:
             records.append(make_record(_renamed(row, columns or {}), path.parent, number, task))
         except (ValueError, KeyError, TypeError) as error:
             raise _not_a_record(path, number, error) from error
+    if not records:
+        raise AudioError(f"{path} holds no records.")
     return records
 
 
@@ -176,7 +186,7 @@ def _list_in(folder: Path) -> Path:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)

@@ -254,8 +254,11 @@ class TestResume:
     def test_stops_in_time_and_reports_what_is_there(
         self, questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
-        assert run(tmp_path, max_minutes=0)["questions"] == 0
+        output = tmp_path / "figures.json"
+        output.write_text("kept")
+        assert run(tmp_path, max_minutes=0, output=str(output))["questions"] == 0
         assert "No question has been answered" in capsys.readouterr().out
+        assert output.read_text() == "kept"
         clock = iter([0, *[1] * 4, *[1000] * 100])
         with monkeypatch.context() as patch:
             patch.setattr(command.time, "monotonic", lambda: next(clock))

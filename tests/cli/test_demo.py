@@ -154,9 +154,14 @@ class TestBadInput:
             (["--keep_ratio", "[0.5, 1.5]"], r"got keep_ratio=\[0.5, 1.5\], expected shares above 0, up to 1"),
             (["--keep_ratio", "[]"], "got keep_ratio="),
             (["--keep_ratio=-0.5"], "got keep_ratio=-0.5"),
+            (["--scorer", "fastvv"], "Unknown scorer 'fastvv'"),
+            (["--layer", "0"], "layer must be at least 1"),
         ],
     )
-    def test_options_that_make_no_sense(self, options: list[str], message: str) -> None:
+    def test_options_that_make_no_sense(
+        self, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pocket_weights, "load_trained_pocket", lambda: pytest.fail("the model was loaded"))
         with pytest.raises(HeadRouterError, match=message):
             main(["demo", *options])
 

@@ -66,6 +66,20 @@ class TestCSV:
         with pytest.raises(AudioError, match=rf"list.csv, line 3 is not a record.*{why}"):
             read_records(path)
 
+    def test_no_list(self, tmp_path: Path) -> None:
+        with pytest.raises(AudioError, match=r"no\.csv cannot be read as a list of records.*No such file"):
+            read_records(tmp_path / "no.csv")
+        with pytest.raises(AudioError, match=r"a\.wav cannot be read as a list of records.*utf-8"):
+            read_records(wave(tmp_path / "a.wav"))
+        for name in ("none.csv", "none.jsonl"):
+            with pytest.raises(AudioError, match=f"{name} holds no records"):
+                read_records(self.write(tmp_path, "" if name == "none.jsonl" else "audio,prompt\n", name))
+
+    def test_columns_of_no_field(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "audio,prompt,text\na.wav,What?,seven\n")
+        with pytest.raises(AudioError, match=r"columns names \['anser'\].*'answer'"):
+            read_records(path, columns={"anser": "text"})
+
     def test_a_column_that_means_something_else(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, "audio,prompt,task\na.wav,What?,homework\n")
         with pytest.raises(AudioError, match=r"line 2.*homework"):
