@@ -84,6 +84,11 @@ def records(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # results go to outputs/ of the working folder
+
+
 def validate(model: Path, records: Path, out: Path, *options: str) -> dict[str, float]:
     main([
         "validate", "--config", str(CONFIG),

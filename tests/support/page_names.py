@@ -15,8 +15,8 @@
 ``image_logger``
     A Lightning logger that takes images; its ``pictures`` is the set of their names.
 
-The working directory is a folder of the page's own, with ``recordings.jsonl`` and two WAV files. The pocket model's
-loaders give ``model`` and ``processor``, and still refuse wrong arguments.
+The working directory is a folder of the page's own, with ``recordings.jsonl``, its two WAV files and ``my.wav``. The
+pocket model's loaders give ``model`` and ``processor``, and still refuse wrong arguments.
 """
 
 from __future__ import annotations
@@ -135,6 +135,6 @@ def write_recordings(folder: Path) -> None:
     rows: Iterator[dict[str, str]] = (
         {"audio": f"{i}.wav", "prompt": question, "answer": "yes"} for i, (question, _) in enumerate(QUESTIONS[:2])
     )
-    for i in range(2):
-        soundfile.write(folder / f"{i}.wav", tiny_pocket.noise(i, 1), RATE)
+    for i, name in enumerate(("0", "1", "my")):
+        soundfile.write(folder / f"{name}.wav", tiny_pocket.noise(i, 1), RATE)
     (folder / "recordings.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
