@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from headrouter_pl import tensorfile
 from headrouter_pl._version import __version__
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
 from headrouter_pl.functional import log_attention, selectivity
@@ -441,22 +441,17 @@ class ProfileCalibrator:
             path: Where to.
             done: Batches measured.
             data: What is measured on; another does not go on from this file.
-        """
-        from safetensors.torch import save_file
 
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Raises:
+            HeadRouterError: If it cannot be written.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         header = {
             "format": _STATE_FORMAT,
             "done": str(done),
             "configuration": json.dumps({**self.configuration(), "data": data}, sort_keys=True),
         }
-        scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(self.sums.tensors, str(scratch), metadata=header)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        tensorfile.write(path, self.sums.tensors, header)
 
     def load_state(self, path: str | Path, data: str = "") -> int:
         """Goes on from what :meth:`save_state` wrote.
@@ -471,24 +466,23 @@ class ProfileCalibrator:
         Raises:
             HeadRouterError: If it is no such file, or of other settings; it names them.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
+        if not Path(path).is_file():
             return 0
         try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            header, tensors = tensorfile.read(path)
             if header.get("format") != _STATE_FORMAT:
                 raise ValueError(f"format {header.get('format')!r}, expected {_STATE_FORMAT!r}")
-            was, done = json.loads(header["configuration"]), int(header["done"])
-        except (SafetensorError, KeyError, ValueError) as error:
+            was, done = dict(json.loads(header["configuration"])), int(header["done"])
+        except (HeadRouterError, KeyError, TypeError, ValueError) as error:
             raise HeadRouterError(f"{path} holds no state of a calibration: {error}. Remove it.") from error
         now = {**self.configuration(), "data": data}
         if other := [name for name in {**was, **now} if was.get(name) != now.get(name)]:
             raise HeadRouterError(
                 f"{path} is the state of another calibration: other {', '.join(other)}. Remove it, or name another."
+            )
+        if missing := self.sums.tensors.keys() - tensors.keys():
+            raise HeadRouterError(
+                f"{path} holds no state of a calibration: no {', '.join(sorted(missing))}. Remove it."
             )
         self.sums.tensors = {name: tensors[name] for name in self.sums.tensors}
         return done

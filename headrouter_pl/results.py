@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from headrouter_pl.errors import HeadRouterError
 
-__all__ = ["ResultsLog", "format_table", "write_text"]
+__all__ = ["ResultsLog", "format_table", "replacing", "write_text"]
 
 
 class ResultsLog:
@@ -83,13 +84,26 @@ def _differing(was: Mapping[str, Any], now: Mapping[str, Any], grows: Collection
     return wrong
 
 
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A scratch file to write instead of ``path``: at the end of the block it takes that name, or is gone if one fails.
+
+    Yields:
+        Its path, in the same folder; there is no file yet.
+    """
+    scratch = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes a file in one step, and its folder: a reader finds the old text or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def format_table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -16,7 +16,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.nn import functional as F
 
-from headrouter_pl import AudioTokenPruner, HeadProfile, calibration
+from headrouter_pl import AudioTokenPruner, HeadProfile, calibration, tensorfile
 from headrouter_pl.calibration import CalibrationSums, ProfileCalibrator, append_answers, calibrate
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError
 from headrouter_pl.functional import selectivity
@@ -403,6 +403,14 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
         state.write_bytes(broken)
         with pytest.raises(HeadRouterError, match="holds no state of a calibration"):
             calibrator.load_state(state, "mine")
+    state.write_bytes(content)
+    header, tensors = tensorfile.read(state)
+    tensorfile.write(state, {"samples": tensors["samples"]}, header)
+    with pytest.raises(HeadRouterError, match=r"holds no state of a calibration: no selectivity, selectivity_outer\."):
+        calibrator.load_state(state, "mine")
+    tensorfile.write(state, tensors, {**header, "configuration": "3"})
+    with pytest.raises(HeadRouterError, match="holds no state of a calibration"):
+        calibrator.load_state(state, "mine")
     HeadProfile("x").save(state)
     with pytest.raises(HeadRouterError, match="format 'headrouter-profile"):
         calibrator.load_state(state, "mine")

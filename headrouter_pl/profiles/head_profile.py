@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from headrouter_pl import tensorfile
 from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, UnknownNameError, unknown_name
 
 TYPES: dict[str, str] = {"semantic": "semantic", "sound": "acoustic", "voice": "acoustic"}
@@ -146,12 +146,12 @@ class HeadProfile:
         """Writes one safetensors file, tensors in float32 and everything else in its metadata.
 
         The file appears only once it is whole.
-        """
-        from safetensors.torch import save_file
 
+        Raises:
+            HeadRouterError: If it cannot be written.
+        """
         given = {"weights": self.weights, "centroids": self.centroids}
-        # Cloned, because safetensors refuses tensors that share memory.
-        tensors = {key: value.float().clone().contiguous() for key, value in given.items() if value is not None}
+        tensors = {name: value.float() for name, value in given.items() if value is not None}
         header = {
             "format": FORMAT,
             "name": self.name,
@@ -167,12 +167,7 @@ class HeadProfile:
             "features": self.features,
             "metadata": json.dumps(dict(self.metadata), sort_keys=True),
         }
-        scratch = Path(f"{path}.{os.getpid()}.tmp")
-        try:
-            save_file(tensors, str(scratch), metadata=header)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        tensorfile.write(path, tensors, header)
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> HeadProfile:
@@ -197,14 +192,7 @@ class HeadProfile:
                     f"model, ProfileCalibration for any; by name there are {', '.join(sorted([*SHIPPED, *files]))}."
                 )
             raise unknown_name("profile", str(name_or_path), [*SHIPPED, *files])
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise HeadRouterError(f"{path} is not a safetensors file, or is cut short: {error}") from error
+        header, tensors = tensorfile.read(path)
         if header.get("format") not in READABLE:
             raise HeadRouterError(
                 f"{path} is not a head profile that this version reads: format {header.get('format')!r}, expected one "

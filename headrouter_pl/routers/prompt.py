@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.feature_extraction.text import TfidfVectorizer, strip_accents_unicode
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion
 from sklearn.utils.validation import check_is_fitted
 
+from headrouter_pl import tensorfile
 from headrouter_pl.errors import HeadRouterError
 
 FAMILIES = ("acoustic", "semantic")
@@ -220,7 +220,7 @@ class PromptRouter(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused
         return copy.copy(_fitted_default())
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the fitted router into one safetensors file.
+        """Writes the fitted router into one safetensors file, which appears only once it is whole.
 
         Args:
             path: The file to write; an existing one is replaced.
@@ -235,8 +235,6 @@ class PromptRouter(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused
             "coef": self.coef_,
             "intercept": self.intercept_,
         }
-        # Safetensors writes the memory of a strided view as it lies, and scikit-learn has given such intercepts.
-        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         terms = [sorted(vocabulary, key=vocabulary.__getitem__) for vocabulary in self.vocabularies_]
         params = self.get_params(deep=False)
         params["families"] = None if self.families is None else dict(self.families)
@@ -248,10 +246,7 @@ class PromptRouter(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused
             "families": json.dumps(self.families_),
             "vocabularies": json.dumps(terms),
         }
-        try:
-            save_file(arrays, Path(path), metadata)
-        except (OSError, SafetensorError) as error:
-            raise HeadRouterError(f"Cannot write the router to {str(path)!r}: {error}") from error
+        tensorfile.write(Path(path), {name: torch.tensor(array) for name, array in arrays.items()}, metadata)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PromptRouter:
@@ -264,14 +259,11 @@ class PromptRouter(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused
             HeadRouterError: If there is no such file or it is not one of ours.
         """
         advice = "give a file written by PromptRouter.save()"
-        if not Path(path).is_file():
-            raise HeadRouterError(f"No router file at {str(path)!r}; {advice}.")
         try:
-            with safe_open(Path(path), framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError) as error:
-            raise HeadRouterError(f"{str(path)!r} is no safetensors file ({error}); {advice}.") from error
+            metadata, tensors = tensorfile.read(Path(path))
+        except HeadRouterError as error:
+            raise HeadRouterError(f"{error}; {advice}.") from error
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         found = (metadata.get("format"), metadata.get("version"))
         if found != (_FILE_FORMAT, _FILE_VERSION):
             raise HeadRouterError(

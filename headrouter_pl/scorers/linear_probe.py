@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from headrouter_pl import tensorfile
 from headrouter_pl.errors import HeadRouterError, ProfileMismatchError
 from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.routers import Router, get_router
@@ -94,17 +95,20 @@ class LinearProbeScorer(Scorer):
         return torch.logsumexp(F.logsigmoid(logits) + inputs.probabilities.log()[:, None], -1)
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, types and metadata in its header."""
-        from safetensors.torch import save_file
+        """Writes one safetensors file, types and metadata in its header.
 
+        The file appears only once it is whole.
+
+        Raises:
+            HeadRouterError: If it cannot be written.
+        """
         header = {
             "format": FORMAT,
             "types": json.dumps(self.profile.types),
             "families": json.dumps(self.profile.families),
             "metadata": json.dumps(self.metadata, sort_keys=True),
         }
-        tensors = {"weights": self.weights, "bias": self.bias}
-        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, str(path), metadata=header)
+        tensorfile.write(path, {"weights": self.weights, "bias": self.bias}, header)
 
     @classmethod
     def load(cls, path: str | Path, router: str | Router | PromptRouter = "prompt") -> LinearProbeScorer:
@@ -115,25 +119,19 @@ class LinearProbeScorer(Scorer):
             router: See the class.
 
         Raises:
-            HeadRouterError: If there is no such file, or it is not a linear probe.
+            HeadRouterError: If there is no such file, or it is not a linear probe, or not whole.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, SafetensorError) as error:
-            raise HeadRouterError(f"{path} is not a safetensors file: {error}") from error
+        header, tensors = tensorfile.read(path)
         if header.get("format") != FORMAT:
             raise HeadRouterError(
                 f"{path} is not a linear probe: format {header.get('format')!r}, expected {FORMAT!r}."
             )
-        return cls(
-            tensors["weights"],
-            tensors["bias"],
-            json.loads(header["types"]),
-            json.loads(header["families"]),
-            router,
-            json.loads(header["metadata"]),
-        )
+        try:
+            weights, bias = tensors["weights"], tensors["bias"]
+            types, families = tuple(json.loads(header["types"])), tuple(json.loads(header["families"]))
+            metadata = dict(json.loads(header["metadata"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise HeadRouterError(
+                f"{path} is a linear probe with a broken header or without a tensor: {error!r}"
+            ) from error
+        return cls(weights, bias, types, families, router, metadata)

@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from headrouter_pl import AudioTokenPruner
+from headrouter_pl import AudioTokenPruner, tensorfile
 from headrouter_pl.errors import HeadRouterError, ProfileMismatchError
 from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.routers import FixedRouter
@@ -80,7 +80,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(HeadRouterError, match="not a safetensors file"):
+    with pytest.raises(HeadRouterError, match=r"no file .*missing\.safetensors"):
         LinearProbeScorer.load(tmp_path / "missing.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(b"\0" * 12)
     with pytest.raises(HeadRouterError, match="not a safetensors file"):
@@ -91,6 +91,21 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     save_file({"weights": torch.zeros(2, 2)}, tmp_path / "bare.safetensors")
     with pytest.raises(HeadRouterError, match="not a linear probe: format None"):
         LinearProbeScorer.load(tmp_path / "bare.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [("types", None), ("families", "["), ("families", "3"), ("metadata", "3"), ("weights", None), ("bias", None)],
+)
+def test_a_damaged_file(tmp_path: Path, part: str, damaged: str | None) -> None:
+    path = tmp_path / "probe.safetensors"
+    probe().save(path)
+    header, tensors = tensorfile.read(path)
+    header.pop(part, None)
+    tensors.pop(part, None)
+    tensorfile.write(path, tensors, header if damaged is None else {**header, part: damaged})
+    with pytest.raises(HeadRouterError, match=r"probe\.safetensors is a linear probe with a broken header"):
+        LinearProbeScorer.load(path)
 
 
 @pytest.mark.parametrize(("weights", "bias"), [((2, 5), (3,)), ((3, 5), (2,)), ((5,), (2,))])
