@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from headrouter_pl import tensorfile
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 
 if TYPE_CHECKING:
@@ -103,16 +104,14 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
         HeadRouterError: If the folder has no such adapter, or it does not fit the model.
     """
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     folder = Path(folder)
     try:
-        saved = load_file(folder / _ADAPTER_FILE)
+        saved = tensorfile.read(folder / _ADAPTER_FILE)[1]
         config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, HeadRouterError) as error:
         raise HeadRouterError(f"{folder} has no adapter in peft's format: {error}") from error
-    projector = load_file(folder / PROJECTOR_FILE) if (folder / PROJECTOR_FILE).is_file() else None
+    projector = tensorfile.read(folder / PROJECTOR_FILE)[1] if (folder / PROJECTOR_FILE).is_file() else None
     config.inference_mode = False
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
@@ -144,10 +143,9 @@ def save_adapter(
         The folder.
 
     Raises:
-        HeadRouterError: If the model has no adapter, or none of peft's.
+        HeadRouterError: If the model has no adapter, or none of peft's, or the projector cannot be written.
     """
     from peft import PeftModel
-    from safetensors.torch import save_file
 
     if not isinstance(model, PeftModel):
         raise HeadRouterError("There is no adapter to save: the model was trained without one.")
@@ -155,7 +153,7 @@ def save_adapter(
     whole = dict(model.state_dict() if state is None else state)
     model.save_pretrained(str(folder), state_dict=whole)
     if projector:
-        save_file(projector_state(whole), folder / PROJECTOR_FILE)
+        tensorfile.write(folder / PROJECTOR_FILE, projector_state(whole))
     else:
         (folder / PROJECTOR_FILE).unlink(missing_ok=True)  # of another run
     return folder

@@ -115,10 +115,17 @@ class TestRefusals:
         with pytest.raises(HeadRouterError, match="has no adapter in peft's format"):
             load_adapter(tiny.build(FAMILY), folder)
 
-    def test_a_cut_file(self, folder: Path) -> None:
-        path = folder / "adapter_model.safetensors"
+    @pytest.mark.parametrize(
+        ("file", "message"),
+        [
+            ("adapter_model", "has no adapter in peft's format"),
+            ("projector", r"projector\.safetensors .* is cut short"),
+        ],
+    )
+    def test_a_cut_file(self, folder: Path, file: str, message: str) -> None:
+        path = folder / f"{file}.safetensors"
         path.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(HeadRouterError, match="has no adapter in peft's format"):
+        with pytest.raises(HeadRouterError, match=message):
             load_adapter(tiny.build(FAMILY), folder)
 
     def test_another_model(self, folder: Path) -> None:
