@@ -600,7 +600,7 @@ def calibrate(
         batches: See :class:`ProfileCalibrator`.
         name: What to call the profile.
         data: What the batches are, for the profile's metadata.
-        state: Where to keep what was measured; removed once the profile is there.
+        state: Where to keep what was measured. It stays when the profile is there: remove it once that is saved.
         progress: Show a progress bar.
         settings: Of :class:`ProfileCalibrator`.
 
@@ -631,10 +631,7 @@ def calibrate(
             module.training = True
     if state is not None:
         calibrator.save_state(state, done, data)
-    profile = calibrator.profile(name, data)
-    if state is not None:
-        Path(state).unlink()
-    return profile
+    return calibrator.profile(name, data)
 
 
 def append_answers(

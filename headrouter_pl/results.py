@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
 
-__all__ = ["ResultsLog", "format_table", "replacing", "write_text"]
+__all__ = ["ResultsLog", "check_output", "format_table", "replacing", "write_text"]
 
 
 class ResultsLog:
@@ -82,6 +83,23 @@ def _differing(was: Mapping[str, Any], now: Mapping[str, Any], grows: Collection
         elif was.get(name) != now.get(name):
             wrong.append(name)
     return wrong
+
+
+def check_output(path: str | Path) -> None:
+    """Refuses a file that could not be written, before a long run whose end it is for. Makes its folder.
+
+    Raises:
+        ConfigurationError: If it is a folder, or its own cannot be made or written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder; name a file to write.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}."):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error}. Name another file.") from error
 
 
 @contextmanager

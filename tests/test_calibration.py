@@ -371,7 +371,10 @@ def test_a_killed_run_goes_on(settings: dict[str, Any], tmp_path: Path, monkeypa
         run(model, dying(2), state=state, **settings)
     profile = run(model, data, state=state, **settings)
     assert measured == ["0/a", "1/a", "2/a"]  # none twice
-    assert not state.exists()
+    again = run(model, [], state=state, **settings)  # it stays until the profile is saved
+    assert measured == ["0/a", "1/a", "2/a"]
+    assert again.weights is not None
+    assert torch.equal(again.weights, profile.weights)  # type: ignore[arg-type]
     whole = run(model, data, **settings)
     assert profile.weights is not None
     assert whole.weights is not None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from headrouter_pl.errors import HeadRouterError
-from headrouter_pl.results import ResultsLog, write_text
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
+from headrouter_pl.results import ResultsLog, check_output, write_text
 
 CONFIGURATION = {"weights": "12ab", "ratios": (0.5, 0.1)}  # a tuple comes back as a list
 ROWS = [{"key": "a", "text": "señor\u2028x"}, {"key": "b", "text": "two"}, {"key": "c", "text": ""}]
@@ -96,3 +96,17 @@ def test_write_text(tmp_path: Path) -> None:
         write_text(path, text)
         assert path.read_text(encoding="utf-8") == text
     assert [*path.parent.iterdir()] == [path]
+
+
+def test_check_output(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.json"
+    check_output(path)
+    assert [*path.parent.iterdir()] == []
+    path.write_text("kept")
+    check_output(str(path))
+    assert path.read_text() == "kept"
+    with pytest.raises(ConfigurationError, match=f"{path.parent} is a folder"):
+        check_output(path.parent)
+    for wrong in (path / "y", path / "new" / "y", tmp_path / ("y" * 255)):
+        with pytest.raises(ConfigurationError, match=f"{wrong} cannot be written"):
+            check_output(wrong)

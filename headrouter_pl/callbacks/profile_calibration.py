@@ -16,6 +16,7 @@ from headrouter_pl.calibration import ProfileCalibrator, append_answers, check_s
 from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, sum_over_processes
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.profiles import TYPES, HeadProfile
+from headrouter_pl.results import check_output
 
 
 class ProfileCalibration(StageCallback):
@@ -85,6 +86,8 @@ class ProfileCalibration(StageCallback):
     @override
     def _on_stage_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
+            if trainer.is_global_zero:
+                check_output(self.path)
             self.profile = None
             self._calibrator = ProfileCalibrator(module, **self.settings)
 
@@ -124,7 +127,6 @@ class ProfileCalibration(StageCallback):
             sums[name] = sum_over_processes(trainer, module, sums[name])
         self.profile = calibrator.profile(self.name, self.data)
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.profile.save(self.path)
         trainer.strategy.barrier("headrouter_profile")
         samples = self.profile.metadata["samples"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from headrouter_pl.cli.pocket import choose_items, items_digest, load_model, weights_digest
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.profiles import TYPES
+from headrouter_pl.results import check_output
 
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
@@ -77,6 +78,9 @@ def calibrate(
         raise ConfigurationError("A linear probe reads embeddings alone: fit, layer and layers say nothing to it.")
     if split not in ("train", "validation"):
         raise ConfigurationError(f"A profile is fitted on the split 'train' or 'validation', not on {split!r}.")
+    path = Path(output)
+    check_output(path)
+    state = Path(f"{path}.state")
     benchmark = PocketBenchmark.open(split)
     items = choose_items(benchmark.items, lengths, max_scenes)
     if not items:
@@ -86,23 +90,23 @@ def calibrate(
     data = f"Pocket benchmark, {split}: {asked}, weights {weights_digest(model)}, {dtype}"
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     batches = _Questions(model, processor, benchmark.folder, items, types)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
     try:
         if method == LINEAR_PROBE:
             from headrouter_pl.probe_fitting import fit_linear_probe
 
             probe = fit_linear_probe(model, batches, types=types, regularisation=ridge, data=data)
-            probe.save(output)
+            probe.save(path)
             print(f"Linear probe of samples: {probe.metadata['samples']}\nWritten: {output}")
             return
         profile = calibration.calibrate(
-            model, batches, name=Path(output).stem, data=data, state=f"{output}.state", method=method, fit=fit,
+            model, batches, name=path.stem, data=data, state=state, method=method, fit=fit,
             layer=layer, layers=layers, types=types, queries=queries, rotary=rotary, pool=pool, smoothing=smoothing,
             stretch=stretch, ridge=ridge,
         )  # fmt: skip
     finally:
         batches.close()
-    profile.save(output)
+    profile.save(path)
+    state.unlink()  # not before: a run that cannot save is not lost
     print(format_profile(profile))
     print(f"Written: {output}")
 

@@ -206,6 +206,13 @@ def test_settings_are_refused_at_once(tmp_path: Path) -> None:
         ProfileCalibration(tmp_path / "x", fit="signed")
 
 
+def test_a_path_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
+    module = Module()
+    with pytest.raises(ConfigurationError, match=f"{tmp_path} is a folder"):
+        trainer(ProfileCalibration(tmp_path, types=PLACE)).validate(module, loader(), verbose=False)
+    assert not module.seen
+
+
 def test_a_pruner_beside_it_is_refused(tmp_path: Path) -> None:
     callbacks = (HeadRouterCallback(0.5), ProfileCalibration(tmp_path / "x", types=PLACE))
     with pytest.raises(HeadRouterError, match=r"A pruner is attached to this .* already"):

@@ -142,6 +142,36 @@ def test_a_killed_run_goes_on(questions: PocketBenchmark, tmp_path: Path, monkey
     assert torch.equal(one.centroids, other.centroids)  # type: ignore[arg-type]
 
 
+def test_a_run_that_cannot_save_is_not_lost(
+    questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new" / "mine.safetensors"
+
+    def full(self: HeadProfile, path: Path) -> None:
+        raise HeadRouterError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HeadProfile, "save", full)
+        with pytest.raises(HeadRouterError, match="No space"):
+            main(["calibrate", f"--output={out}"])
+    monkeypatch.setattr(ProfileCalibrator, "update", None)  # nothing is measured again
+    main(["calibrate", f"--output={out}"])
+    assert HeadProfile.load(out).metadata["samples"] == '{"semantic": 4, "sound": 4, "voice": 4}'
+    assert [path.name for path in out.parent.iterdir()] == ["mine.safetensors"]
+
+
+@pytest.mark.parametrize("method", ["selectivity", "linear_probe"])
+def test_an_output_that_cannot_be_is_refused_at_once(
+    questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(PocketBenchmark, "open", None)  # nothing is asked for
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for out, message in ((tmp_path / "folder", "is a folder"), (tmp_path / "file" / "x", "cannot be written")):
+        with pytest.raises(ConfigurationError, match=f"{out} {message}"):
+            main(["calibrate", f"--method={method}", f"--output={out}"])
+
+
 def test_each_audio_is_encoded_once_and_the_encoder_put_back(questions: PocketBenchmark) -> None:
     model, processor = build(), make_processor()
     encoder = model.get_submodule("model.audio_tower") if hasattr(model.model, "audio_tower") else model.audio_tower
