@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -48,8 +49,8 @@ def calibrate(
         lengths: Seconds of the scenes to ask about; all by default.
         max_scenes: Scenes of each length, at most.
         method: "selectivity", "evidence" or "utility"; or "linear_probe" for the control that reads no attention, see
-            :func:`headrouter_pl.probe_fitting.fit_linear_probe`: it takes types, ridge (its L2 penalty), dtype and
-            output of the settings below, and starts anew after a stop.
+            :func:`headrouter_pl.probe_fitting.fit_linear_probe`: of the settings below it takes types, ridge
+            (its L2 penalty), dtype and output, and refuses the others; it starts anew after a stop.
         fit: For the latter two "positive" (the default) or "signed", for evidence also "mass".
         layer: The prune layer K; 2 by default.
         layers: The probed layers, below K; the one right below by default. With pool anywhere, and the last of the
@@ -74,8 +75,12 @@ def calibrate(
     types = dict(TYPES if types is None else types)
     if method != LINEAR_PROBE:
         calibration.check_settings(method, fit, types, stretch, ridge, smoothing)
-    elif fit is not None or layer is not None or layers is not None:
-        raise ConfigurationError("A linear probe reads embeddings alone: fit, layer and layers say nothing to it.")
+    else:
+        given = {"fit": fit, "layer": layer, "layers": layers, "queries": queries, "rotary": rotary, "pool": pool,
+                 "smoothing": smoothing, "stretch": stretch}  # fmt: skip
+        usual = inspect.signature(calibrate).parameters
+        if ignored := [name for name, value in given.items() if value != usual[name].default]:
+            raise ConfigurationError(f"{', '.join(ignored)} would be ignored: a linear probe reads embeddings alone.")
     if split not in ("train", "validation"):
         raise ConfigurationError(f"A profile is fitted on the split 'train' or 'validation', not on {split!r}.")
     path = Path(output)

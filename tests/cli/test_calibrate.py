@@ -249,5 +249,14 @@ def test_linear_probe(questions: PocketBenchmark, tmp_path: Path, capsys: pytest
     assert probe.profile.types == tuple(TYPES)
     assert probe.metadata["samples"] == "semantic 4, sound 4, voice 4"
     assert probe.metadata["samples"] in capsys.readouterr().out
-    with pytest.raises(ConfigurationError, match="layers say nothing"):
-        main(["calibrate", "--method=linear_probe", "--layer=3"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["fit=signed", "layer=3", "layers=[1]", "queries=last", "rotary=true", "pool=4", "smoothing=2", "stretch=5"],
+)
+def test_a_linear_probe_refuses_what_it_would_ignore(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    monkeypatch.setattr(PocketBenchmark, "open", None)
+    name = setting.partition("=")[0]
+    with pytest.raises(ConfigurationError, match=f"^{name} would be ignored: a linear probe reads embeddings alone"):
+        main(["calibrate", "--method=linear_probe", f"--{setting}"])
