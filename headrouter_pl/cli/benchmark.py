@@ -199,14 +199,13 @@ class _Bench:
         import torch
 
         from headrouter_pl.models import find_lalm
+        from headrouter_pl.models.checkpoints import get_dtype
         from headrouter_pl.models.shapes import get_shape
 
         self.arguments = name, dtype, num_layers, encoder_layers, threads
         if threads is not None:
             torch.set_num_threads(threads)
-        kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype):
-            raise ConfigurationError(f"dtype must be a torch dtype such as 'bfloat16', got {dtype!r}.")
+        kind = get_dtype(dtype)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         checkpoint = "/" in name or Path(name).is_dir()
         self.shape = None if checkpoint else get_shape(name)

@@ -71,6 +71,7 @@ def calibrate(
     from headrouter_pl import calibration
     from headrouter_pl.cli.profile import format_profile
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
+    from headrouter_pl.models.checkpoints import get_dtype
 
     types = dict(TYPES if types is None else types)
     if method != LINEAR_PROBE:
@@ -84,13 +85,14 @@ def calibrate(
     if split not in ("train", "validation"):
         raise ConfigurationError(f"A profile is fitted on the split 'train' or 'validation', not on {split!r}.")
     path = Path(output)
+    kind = get_dtype(dtype)
     check_output(path)
     state = Path(f"{path}.state")
     benchmark = PocketBenchmark.open(split)
     items = choose_items(benchmark.items, lengths, max_scenes)
     if not items:
         raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
-    model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
+    model, processor = load_model(weights, checkpoint, kind)
     asked = f"{len(items)} questions ({items_digest(items)})"
     data = f"Pocket benchmark, {split}: {asked}, weights {weights_digest(model)}, {dtype}"
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")

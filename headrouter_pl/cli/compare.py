@@ -81,6 +81,7 @@ def compare(
     from headrouter_pl.comparison import summarize
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
     from headrouter_pl.data.pocket.questions import QUESTION_TASKS
+    from headrouter_pl.models.checkpoints import get_dtype
     from headrouter_pl.results import ResultsLog, write_text
 
     chosen = read_methods(methods)
@@ -92,12 +93,13 @@ def compare(
     for name in tasks or ():
         if name not in QUESTION_TASKS:
             raise unknown_name("task", name, QUESTION_TASKS)
+    kind = get_dtype(dtype)
     benchmark = PocketBenchmark.open(split)
     asked = [item for item in mix(benchmark.items) if tasks is None or item.task in tasks]
     items = choose_items(asked, lengths, max_scenes)
     if not items:
         raise HeadRouterError(f"the {split} split has no scenes of {lengths} s with questions of {tasks or 'any task'}")
-    model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
+    model, processor = load_model(weights, checkpoint, kind)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))
     asker.calibrate(items, benchmark.folder)

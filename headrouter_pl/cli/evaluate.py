@@ -57,13 +57,15 @@ def evaluate(
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
     from headrouter_pl.data.pocket.scoring import confusions, summarize
     from headrouter_pl.models.answering import AudioReader
+    from headrouter_pl.models.checkpoints import get_dtype
 
     given = {name: value for name, value in locals().items() if name in evaluate.__annotations__}
+    kind = get_dtype(dtype)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(benchmark.items, lengths, max_scenes)
     if not items:
         raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
-    model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
+    model, processor = load_model(weights, checkpoint, kind)
     configuration = {
         "weights": weights_digest(model),
         "dtype": dtype,

@@ -57,6 +57,7 @@ def gallery(
     from headrouter_pl.cli.tables import machine
     from headrouter_pl.data.audio import read_audio
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
+    from headrouter_pl.models.checkpoints import get_dtype
     from headrouter_pl.models.encoded import encoded_audio
     from headrouter_pl.pictures import Gallery
 
@@ -68,11 +69,12 @@ def gallery(
         raise ConfigurationError(f"max_questions must be at least 1, got {max_questions}.")
     check_methods(chosen)
     page = Gallery(title)  # refuses to start without what it needs to end
+    kind = get_dtype(dtype)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(mix(benchmark.items), lengths, max_scenes)[:max_questions]
     if not items:
         raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
-    model, processor = load_model(weights, checkpoint, getattr(torch, dtype))
+    model, processor = load_model(weights, checkpoint, kind)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))
     asker.calibrate(items, benchmark.folder)

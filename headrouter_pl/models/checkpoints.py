@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from headrouter_pl import tensorfile
-from headrouter_pl.errors import ConfigurationError, HeadRouterError
+from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, ProcessorMixin
 
 __all__ = [
+    "DTYPES",
     "PROJECTOR",
     "PROJECTOR_FILE",
     "find_projectors",
+    "get_dtype",
     "load_adapter",
     "load_checkpoint",
     "merge_adapter",
@@ -33,6 +35,8 @@ PROJECTOR = "multi_modal_projector"
 """What models call the module between encoder and decoder."""
 PROJECTOR_FILE = "projector.safetensors"
 """Where a trained projector lies, beside the two files of peft's format."""
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+"""What weights may be kept in."""
 _ADAPTER_FILE = "adapter_model.safetensors"
 _PARTS = {
     # Checkpoints that can speak: the part that listens and writes is loaded, whose generate is the common one.
@@ -40,6 +44,18 @@ _PARTS = {
     "Qwen2_5OmniForConditionalGeneration": "Qwen2_5OmniThinkerForConditionalGeneration",
     "Qwen3OmniMoeForConditionalGeneration": "Qwen3OmniMoeThinkerForConditionalGeneration",
 }
+
+
+def get_dtype(name: str | torch.dtype) -> torch.dtype:
+    """The dtype of this name in :data:`DTYPES`, or given itself.
+
+    Raises:
+        UnknownNameError: If there is none.
+    """
+    name = str(name).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return DTYPES[name]
 
 
 def load_checkpoint(
@@ -56,7 +72,8 @@ def load_checkpoint(
         name: Name or path of a checkpoint, of which an Omni model's thinker is loaded; ``"pocket"``, the trained pocket
             model; or ``"pocket-untrained"``, its parts without what training added.
         processor: Its processor, if it is there already.
-        dtype: Of the weights; the checkpoint's own, and float32 for the pocket model, if None.
+        dtype: Of the weights, a name of :data:`DTYPES`; the checkpoint's own, and float32 for the pocket model, if None
+            or ``"auto"``.
         attn_implementation: As in ``from_pretrained``.
         quantization_config: As in ``from_pretrained``, as a mapping.
 
@@ -64,10 +81,12 @@ def load_checkpoint(
         The model, and the processor.
 
     Raises:
-        ConfigurationError: If the pocket model is to be quantized: it is widened from 4-bit weights.
+        ConfigurationError: If the dtype is not known, or the pocket model is to be quantized: it is widened from 4-bit
+            weights.
         HeadRouterError: If transformers has none of the checkpoint's architectures.
         ImportError: If the quantization needs a package that is not installed; it names the package.
     """
+    kind = None if dtype in (None, "auto") else get_dtype(dtype)
     if name in ("pocket", "pocket-untrained"):
         from headrouter_pl.models.pocket import load_pocket
         from headrouter_pl.models.pocket_weights import load_trained_pocket
@@ -75,7 +94,7 @@ def load_checkpoint(
         if quantization_config is not None:
             raise ConfigurationError("The pocket model cannot be quantized; quantization_config is for checkpoints.")
         load = load_pocket if name == "pocket-untrained" else load_trained_pocket
-        model, its_processor = load(dtype=getattr(torch, dtype or "float32"), attn_implementation=attn_implementation)
+        model, its_processor = load(dtype=kind or torch.float32, attn_implementation=attn_implementation)
         return model, processor or its_processor
     import transformers
 
@@ -85,7 +104,7 @@ def load_checkpoint(
     if not known:
         raise HeadRouterError(f"{name} names the architectures {list(architectures)}; none is in transformers.")
     quantized = {} if quantization_config is None else {"quantization_config": dict(quantization_config)}
-    model = known[0].from_pretrained(name, dtype=dtype or "auto", attn_implementation=attn_implementation, **quantized)
+    model = known[0].from_pretrained(name, dtype=kind or "auto", attn_implementation=attn_implementation, **quantized)
     return model, processor or transformers.AutoProcessor.from_pretrained(name)
 
 

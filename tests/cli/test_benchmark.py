@@ -150,7 +150,7 @@ def test_scaling_is_fitted_where_there_are_three_lengths() -> None:
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"decode_tokens": -1}, "decode_tokens must be at least 0, got -1"),
         ({"output": "figures.md"}, r"must be a \.json file"),
-        ({"dtype": "float33"}, "must be a torch dtype such as 'bfloat16', got 'float33'"),
+        ({"dtype": "float33"}, r"Unknown dtype 'float33'\. Did you mean 'float32'"),
         ({"num_layers": 9}, r"num_layers must be in 1\.\.4"),
         ({"keep_ratios": [1.5]}, r"keep_ratio must be in \(0, 1\], got 1.5"),
         ({"lengths": [0.0]}, "Audio must have at least"),

@@ -19,6 +19,8 @@ import headrouter_pl
 from headrouter_pl import AudioTokenPruner, LALMModule
 from headrouter_pl.cli import COMMANDS, TRAINER_COMMANDS, console, main
 from headrouter_pl.data import AudioPromptDataModule, read_records
+from headrouter_pl.data.pocket.benchmark import PocketBenchmark
+from headrouter_pl.errors import UnknownNameError
 
 torch.set_num_threads(1)
 
@@ -210,3 +212,26 @@ class TestCommands:
         accuracies = [float(line.split()[1]) for line in out.splitlines() if line.startswith("family  ")]
         assert len(accuracies) == 2
         assert min(accuracies) > 0.8
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["benchmark"],
+        ["calibrate"],
+        ["compare", '[{"name": "a", "scorer": "stride"}]'],
+        ["evaluate"],
+        ["gallery", '[{"name": "a", "scorer": "stride"}]'],
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_unknown_dtype_is_refused_at_once(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PocketBenchmark, "open", None)
+    with pytest.raises(
+        UnknownNameError, match=r"dtype 'bf16'\. Did you mean 'bfloat16'\? Known dtypes: bfloat16, float16"
+    ):
+        main([*command, "--dtype=bf16"])
+    assert not list(tmp_path.iterdir())

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from headrouter_pl import AudioTokenPruner
-from headrouter_pl.errors import ConfigurationError, HeadRouterError
-from headrouter_pl.models.checkpoints import load_adapter, load_checkpoint, save_adapter, save_merged
+from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError
+from headrouter_pl.models.checkpoints import get_dtype, load_adapter, load_checkpoint, save_adapter, save_merged
 
 FAMILY = "audioflamingo3"
 TARGETS = ["q_proj", "down_proj"]
@@ -102,6 +102,21 @@ def test_of_an_omni_checkpoint_the_thinker_is_loaded(tmp_path: Path, architectur
     batch = tiny.inputs("qwen2_5_omni", whole, [[20], [9]])
     with torch.no_grad():
         assert torch.equal(thinker(**batch).logits, whole.thinker(**batch).logits)
+
+
+def test_dtypes_by_their_names() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        for given in (dtype, str(dtype), str(dtype).removeprefix("torch.")):
+            assert get_dtype(given) == dtype
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"), [(None, torch.bfloat16), ("auto", torch.bfloat16), ("float16", torch.float16)]
+)
+def test_a_checkpoint_in_its_own_dtype_or_another(given: str | None, dtype: torch.dtype, tmp_path: Path) -> None:
+    tiny.build(FAMILY, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    model, _ = load_checkpoint(str(tmp_path), Processor(), dtype=given)  # type: ignore[arg-type]
+    assert model.dtype == dtype
 
 
 class TestRefusals:
@@ -190,3 +205,8 @@ class TestQuantized:
         with pytest.raises(HeadRouterError, match="not merged into quantized weights"):
             save_merged(wrapped, Processor(), folder / "merged")  # type: ignore[arg-type]
         assert not (folder / "merged").exists()
+
+    @pytest.mark.parametrize("name", ["pocket", "pocket-untrained", "owner/not-asked-for"])
+    def test_an_unknown_dtype(self, name: str) -> None:
+        with pytest.raises(UnknownNameError, match=r"dtype 'fp16'\. Did you mean 'float16'"):
+            load_checkpoint(name, dtype="fp16")
