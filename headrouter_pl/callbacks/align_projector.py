@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from headrouter_pl.alignment import align_projector
@@ -17,7 +18,8 @@ class AlignProjector(L.Callback):
     """Runs :func:`headrouter_pl.alignment.align_projector` once, before the first training step.
 
     The data module gives the recordings, by its method ``utterances()``. A resumed run, and one that begins with the
-    weights of another (``initial_checkpoint``, or an ``adapter`` with its projector), are left as they are.
+    weights of another (``initial_checkpoint``, or an ``adapter`` with its projector), are left as they are. Of several
+    processes each aligns its copy, and all go on with that of process zero.
 
     Args:
         steps: Optimizer steps.
@@ -53,4 +55,8 @@ class AlignProjector(L.Callback):
             learning_rate=self.learning_rate,
             progress=trainer.is_global_zero,
         )
+        if trainer.world_size > 1:
+            # On a GPU the gradient of CTC is not deterministic, and DDP copies weights only when it is set up.
+            for tensor in (*projector.parameters(), *projector.buffers()):
+                torch.distributed.broadcast(tensor.detach(), src=0)
         rank_zero_info("Aligned: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
