@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from headrouter_pl.alignment import align_projector
+from headrouter_pl.callbacks._common import is_sharded
 from headrouter_pl.errors import HeadRouterError
 
 __all__ = ["AlignProjector"]
@@ -19,7 +20,8 @@ class AlignProjector(L.Callback):
 
     The data module gives the recordings, by its method ``utterances()``. A resumed run, and one that begins with the
     weights of another (``initial_checkpoint``, or an ``adapter`` with its projector), are left as they are. Of several
-    processes each aligns its copy, and all go on with that of process zero.
+    processes each aligns its copy, and all go on with that of process zero. Sharded weights (FSDP,
+    DeepSpeed) are refused.
 
     Args:
         steps: Optimizer steps.
@@ -39,6 +41,11 @@ class AlignProjector(L.Callback):
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "utterances"):
             raise HeadRouterError(f"AlignProjector needs a data module with utterances(), got {type(data).__name__}.")
+        if is_sharded(trainer):
+            raise HeadRouterError(
+                "AlignProjector trains whole weights, and FSDP and DeepSpeed keep parts in each process. Align in one "
+                "process or under DDP, and begin with that run's checkpoint (initial_checkpoint)."
+            )
         projector = next(
             (module for name, module in pl_module.named_modules() if name.endswith("multi_modal_projector")), None
         )

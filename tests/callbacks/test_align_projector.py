@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from two_processes import run_two
+
+from headrouter_pl.callbacks import AlignProjector
+from headrouter_pl.errors import HeadRouterError
 
 DDP = """
 import sys
@@ -77,3 +84,12 @@ def test_processes_go_on_with_one_projector(tmp_path: Path) -> None:
     (aligned, begun), (other, too) = run_two(DDP, __file__, tmp_path)
     assert aligned != other
     assert begun == too == aligned
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_sharded_weights_are_refused(strategy: Any) -> None:
+    trainer: Any = SimpleNamespace(
+        global_step=0, strategy=strategy(), datamodule=SimpleNamespace(utterances=list), is_global_zero=True
+    )
+    with pytest.raises(HeadRouterError, match="whole weights, and FSDP and DeepSpeed keep parts"):
+        AlignProjector().on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
