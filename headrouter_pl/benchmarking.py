@@ -283,11 +283,14 @@ def _rounded(value: float) -> float:
 
 
 @torch.inference_mode()
-def peak_bytes(model: Any, inputs: Mapping[str, Tensor], engine: PruningEngine | None = None) -> int:
-    """Peak memory during one prefill, of the whole process: allocated GPU memory, or the resident set (Linux).
+def peak_bytes(model: Any, inputs: Mapping[str, Tensor], engine: PruningEngine | None = None) -> int | None:
+    """Peak memory during one prefill, of the whole process: allocated GPU memory, or the resident set.
 
-    On a CPU the process must be a fresh one: memory that was freed before may still be resident.
+    On a CPU the process must be a fresh one: memory that was freed before may still be resident. None on a CPU of
+    another system than Linux, which alone says what the peak of a stretch was.
     """
+    if not torch.cuda.is_available() and not Path("/proc/self/clear_refs").exists():
+        return None
     with _attached(engine):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

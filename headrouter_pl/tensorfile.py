@@ -53,12 +53,13 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, 
     """
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     # Safetensors takes neither strides nor shared memory.
     plain = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     try:
         with replacing(path) as scratch:
-            save_file(plain, str(scratch), metadata=dict(header) if header else None)
+            # Not save_file, whose files nobody else may read.
+            scratch.write_bytes(save(plain, metadata=dict(header) if header else None))
     except (OSError, SafetensorError) as error:
         raise HeadRouterError(f"{path} cannot be written: {error}") from error

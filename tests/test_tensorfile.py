@@ -75,6 +75,12 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
             tensorfile.read(path)
 
 
+def test_others_may_read_what_they_may_read_of_other_files(tmp_path: Path) -> None:
+    tensorfile.write(tmp_path / "x", {"a": torch.ones(2)})
+    (tmp_path / "y").touch()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
+
+
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "none" / "x", tmp_path / "folder"):
@@ -106,12 +112,11 @@ def test_a_disk_that_is_full_leaves_the_file_that_was_there(
     path = tmp_path / "x"
     path.write_bytes(b"before")
 
-    def full(tensors: Any, filename: str, metadata: Any = None) -> None:
-        """As safetensors wrote before 0.8: into the file itself."""
-        Path(filename).write_bytes(b"half")
+    def full(file: Path, content: bytes) -> None:
+        file.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(HeadRouterError, match=rf"{path} cannot be written: .*No space left"):
         save(path)
     assert path.read_bytes() == b"before"

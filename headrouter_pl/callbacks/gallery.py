@@ -17,6 +17,7 @@ from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, is_sh
 from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.data.chat import audio_extractor
 from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.models import find_lalm
 from headrouter_pl.pictures import Gallery, GallerySample, GalleryView, route_parts
 from headrouter_pl.pruning import AudioTokenPruner
 from headrouter_pl.pruning.report import PruningReport, SampleReport
@@ -202,9 +203,12 @@ class HeadRouterGallery(StageCallback):
         else:
             record = self._record((batch.get("task_names") or [""] * (row + 1))[row], batch["keys"][row])
             clips, question = record.clips(rate), record.prompt
-        audio = np.concatenate([np.asarray(clip, dtype=np.float32) for clip in clips])
-        cut = (batch.get("cut_seconds") or [0.0] * (row + 1))[row]
-        return audio[: len(audio) - round(cut * rate)], rate, question
+        heard = [np.asarray(clip, dtype=np.float32) for clip in clips]
+        cut = round((batch.get("cut_seconds") or [0.0] * (row + 1))[row] * rate)
+        heard[-1] = heard[-1][: len(heard[-1]) - cut]
+        if window := find_lalm(module).family.window:  # its silence has tokens too, which stand behind those of sound
+            heard = [np.pad(clip, (0, -len(clip) % round(window * rate))) for clip in heard]
+        return np.concatenate(heard), rate, question
 
     def _record(self, task: str, key: str) -> Any:
         while (task, key) not in self._known:

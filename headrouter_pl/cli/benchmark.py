@@ -291,14 +291,15 @@ def _measure_block(bench: _Bench, block: _Block, runs: int, tokens: int, memory:
     return rows
 
 
-def _peak_of_fresh_process(*arguments: Any) -> int:
+def _peak_of_fresh_process(*arguments: Any) -> int | None:
     import multiprocessing
 
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return int(pool.apply(_peak_here, arguments))
+        found: int | None = pool.apply(_peak_here, arguments)
+    return found
 
 
-def _peak_here(arguments: tuple[Any, ...], block: _Block, key: str | None) -> int:
+def _peak_here(arguments: tuple[Any, ...], block: _Block, key: str | None) -> int | None:
     from headrouter_pl.benchmarking import peak_bytes
 
     bench = _Bench(*arguments)

@@ -48,7 +48,8 @@ def draw_sample(samples: np.ndarray, sampling_rate: int, report: SampleReport, a
         importance = report.importance.numpy()
         middle.plot(times, importance, color="0.6", linewidth=0.8, label="all tokens")
         middle.plot(times[kept], importance[kept], ".", color="C3", markersize=3, label="kept")
-        middle.set_yscale("log")
+        if (importance > 0).all():  # weights on logarithms give signed scores
+            middle.set_yscale("log")
         middle.legend(loc="upper right", fontsize=8)
     middle.set_xlim(0, seconds)
     middle.set_ylabel("importance")
@@ -58,9 +59,17 @@ def draw_sample(samples: np.ndarray, sampling_rate: int, report: SampleReport, a
         bottom.bar(heads - 0.2, report.head_weights.numpy(), width=0.4, color="C0", label="weight")
         if report.selectivity is not None:
             bottom.bar(heads + 0.2, report.selectivity.numpy(), width=0.4, color="C1", label="selectivity")
-        bottom.set_xticks(heads)
+        layers = report.probed_layers
+        per_layer = len(heads) // max(1, len(layers))
+        if len(layers) > 1:
+            bottom.set_xticks([number * per_layer for number in range(len(layers))], [f"{layer}" for layer in layers])
+        else:
+            bottom.set_xticks(heads)
         bottom.legend(loc="upper right", fontsize=8, ncols=2)
-    bottom.set_xlabel("head of the probe layer")
+        bottom.set_xlabel(
+            f"heads of the probed layers, {per_layer} each; at its layer's number each first one"
+            if len(layers) > 1 else f"head of layer {layers[0]}" if layers else "head"
+        )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -26,11 +26,13 @@ class ModelFamily:
         audio_token: Dotted paths in the config to the id of the audio placeholder; the first that exists counts.
         decoder: Dotted paths from the module to the one that holds the decoder's ``layers``, likewise. They differ
             between versions of transformers.
+        window: Seconds that each recording is filled up to a multiple of, with silence that has tokens too.
     """
 
     model_type: str
     audio_token: tuple[str, ...] = ("audio_token_id", "audio_token_index")
     decoder: tuple[str, ...] = ("model.language_model", "language_model.model", "model")
+    window: float | None = None
 
     def find_decoder(self, model: nn.Module) -> str | None:
         """The path of the decoder in a model, or None where it has none."""
@@ -59,7 +61,7 @@ FAMILIES: dict[str, ModelFamily] = {
     for family in (
         ModelFamily("audioflamingo3"),
         ModelFamily("fun_asr_nano"),
-        ModelFamily("gemma3n"),
+        ModelFamily("gemma3n", window=30.0),
         ModelFamily("glmasr"),
         ModelFamily("granite_speech"),
         ModelFamily("granite_speech_plus"),
@@ -71,7 +73,7 @@ FAMILIES: dict[str, ModelFamily] = {
         ModelFamily("qwen3_asr"),
         ModelFamily("qwen3_omni_moe_thinker"),
         ModelFamily("vibevoice_asr"),
-        ModelFamily("voxtral"),
+        ModelFamily("voxtral", window=30.0),
     )
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ from headrouter_pl import HeadRouterCallback, LALMModule
 from headrouter_pl.callbacks import HeadRouterGallery
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.errors import ConfigurationError, UnknownNameError
+from headrouter_pl.models import FAMILIES
 
 torch.set_num_threads(1)
 
@@ -102,6 +104,16 @@ class TestPage:
                 assert view["count"] == round(view["ratio"] * sample["tokens"])
             assert set(sample["views"][0]["route"]) == set(sample["views"][1]["route"])
             assert "audio" in sample["views"][0]["route"]
+
+    def test_tokens_of_silence_that_was_filled_in_stand_behind_the_sound(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As Voxtral's and Gemma 3n's processors do."""
+        family = FAMILIES["audioflamingo3"]
+        monkeypatch.setitem(FAMILIES, "audioflamingo3", dataclasses.replace(family, window=1.5))
+        gallery = HeadRouterGallery(tmp_path / "page.html", samples=2, keep_ratios=RATIOS)
+        trainer(gallery).validate(module(), data(records(2)), verbose=False)
+        assert [entry["seconds"] for entry in read(tmp_path / "page.html")[0]] == [1.5, 3]
 
     def test_without_a_cache(self, tmp_path: Path) -> None:
         """Each step of decoding is a prefill of all samples then, and a sample's row is that of the first."""

@@ -82,6 +82,21 @@ class TestDrawSample:
         np.testing.assert_allclose(kept.get_ydata(), [0.4, 0.3])
         assert len(bottom.patches) == 8
 
+    def test_signed_scores_of_several_layers(self, tmp_path: Path, figures: list[Any]) -> None:
+        importance = torch.tensor([-0.1, 0.4, 0.1, -0.2, 0.3])
+        report = self.report(
+            importance=importance, probed_layers=(1, 3), head_weights=torch.tensor([0.2, -0.4, 0.3, 0.1])
+        )
+        draw_sample(tone(500.0), RATE, report, 7, tmp_path / "sample.png")
+        _, middle, bottom = figures[0].axes
+        assert middle.get_yscale() == "linear"
+        assert min(middle.get_ylim()) < -0.2
+        assert [label.get_text() for label in bottom.get_xticklabels()] == ["1", "3"]
+        assert bottom.get_xticks().tolist() == [0, 2]
+        draw_sample(tone(500.0), RATE, self.report(probed_layers=(1,)), 7, tmp_path / "sample.png")
+        assert figures[1].axes[1].get_yscale() == "log"
+        assert figures[1].axes[2].get_xlabel() == "head of layer 1"
+
     def test_of_a_sample_that_was_left_whole(self, tmp_path: Path, figures: list[Any]) -> None:
         report = self.report(kept=torch.arange(7, 12), importance=None, selectivity=None, head_weights=None, route={})
         draw_sample(tone(500.0), RATE, report, 7, tmp_path / "sample.png")

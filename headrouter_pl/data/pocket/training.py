@@ -113,20 +113,25 @@ class CurriculumSampler(BatchSampler):
         self.stages = [LengthBucketSampler(stage, max_tokens, seed=seed + i) for i, stage in enumerate(lengths)]
         self.offsets = np.cumsum([0, *(len(stage) for stage in lengths)]).tolist()
         self.sampler, self.batch_size, self.drop_last = self, 1, False  # type: ignore[assignment]
+        self.epoch = 0
         self.done = 0
         self._skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of every stage."""
+        if epoch != self.epoch:
+            self._skip = 0
+        self.epoch = epoch
         for stage in self.stages:
             stage.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Batches that have been used."""
-        return {"done": self.done}
+        """The epoch, and the batches of it that have been used."""
+        return {"epoch": self.epoch, "done": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration begin after the batches that had been used."""
+        """Makes the next iteration over that epoch begin after the batches that had been used."""
+        self.set_epoch(state["epoch"])
         self._skip = state["done"]
 
     def __len__(self) -> int:

@@ -171,8 +171,17 @@ class TestCurriculum:
     def test_resume(self, used: int) -> None:
         whole = list(CurriculumSampler(self.LENGTHS, 200, seed=3))
         resumed = CurriculumSampler(self.LENGTHS, 200, seed=3)
-        resumed.load_state_dict({"done": used})
+        resumed.load_state_dict({"epoch": 0, "done": used})
         assert list(resumed) == whole[used:]
+
+    def test_the_epoch_after_a_resumed_one_is_whole(self) -> None:
+        sampler = CurriculumSampler(self.LENGTHS, 200, seed=3)
+        sampler.load_state_dict({"epoch": 0, "done": len(sampler)})
+        sampler.set_epoch(0)
+        assert list(sampler) == []
+        sampler.load_state_dict({"epoch": 0, "done": len(sampler)})
+        sampler.set_epoch(1)
+        assert len(list(sampler)) == len(sampler)
 
     def test_a_loader_that_was_stopped_goes_on(self, data: PocketDataModule) -> None:
         def keys(loader: object, count: int | None = None) -> list[list[str]]:
