@@ -40,16 +40,24 @@ _DENIED = re.compile(
 # After "A", words that show it to be a letter; before any other it is an article.
 _LETTER_GOES_ON = re.compile(r"\s+(?:and|as|because|but|fits|is|matches|nor|or|seems|since|was|would)\b")
 _LABEL = re.compile(r"^[(\[]?[A-Z][)\].:]\s+")
+_FORMS = dict.fromkeys((0x200C, 0x200D, *range(0xFE00, 0xFE10)))  # joiners, variation selectors: how a letter looks
 
 
 def read_transcript(text: str, options: Sequence[str] = ()) -> str:
     """Lower-cased words without punctuation, as word error rates are counted.
 
+    Words are letters with their combining marks, numbers, and apostrophes within. Of languages that are written without
+    spaces, a run of letters is one.
+
     Example:
         >>> read_transcript("It was the best of times, it was ...")
         'it was the best of times it was'
     """
-    return " ".join(re.findall(r"\w+(?:'\w+)*", text.casefold().replace("’", "'")))
+    # NFKC would make other words: of ½, 1 and 2.
+    text = unicodedata.normalize("NFC", text.casefold()).translate(_FORMS).replace("’", "'")
+    # \w has no marks; without them, vowel signs would be lost, and split words.
+    text = re.sub(r"[^\w']", lambda c: c[0] if unicodedata.category(c[0])[0] == "M" else " ", text)
+    return " ".join(re.findall(r"\w[^ ']*(?:'\w[^ ']*)*", text))
 
 
 def read_spoken(text: str, options: Sequence[str] = ()) -> str | None:

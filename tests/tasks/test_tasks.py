@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import pytest
 import torch
 
 from headrouter_pl.errors import UnknownNameError
-from headrouter_pl.tasks import TASKS, AnswerAccuracy, Task, get_task, read_answer, read_choice, read_transcript
+from headrouter_pl.tasks import (
+    TASKS,
+    AnswerAccuracy,
+    StringMatch,
+    Task,
+    get_task,
+    read_answer,
+    read_choice,
+    read_transcript,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,11 +31,30 @@ from headrouter_pl.tasks import TASKS, AnswerAccuracy, Task, get_task, read_answ
         ("Ça va? 你好。", "ça va 你好"),
         (" ... ", ""),
         ("", ""),
+        ("snake_case, x²: ½ o’clock 'quoted' rock''n'", "snake_case x² ½ o'clock quoted rock n"),
+        ("नमस्ते दुनिया।", "नमस्ते दुनिया"),
+        ("क्\u200dया, می\u200cروم", "क्या میروم"),  # joiners, which not every text has
+        ("สวัสดี ชาวโลก", "สวัสดี ชาวโลก"),
+        ("مَرْحَبًا، يَا عَالَمُ؟", "مَرْحَبًا يَا عَالَمُ"),
+        ("Cafe\u0301 I\u0307stanbul", "café i\u0307stanbul"),
+        ("I ❤\ufe0f you \u0301 1\ufe0f", "i you 1"),  # a mark alone is no word
     ],
 )
 def test_read_transcript(text: str, want: str) -> None:
     assert read_transcript(text) == want
     assert read_transcript(want) == want  # targets are parsed by it too
+    for form in ("NFC", "NFD"):
+        assert read_transcript(unicodedata.normalize(form, text)) == want
+
+
+def test_words_of_scripts_with_marks_count_as_words() -> None:
+    spoken = "नमस्ते दुनिया"
+    metric = TASKS["transcription"].metric()
+    metric.update([read_transcript("नमसते दुनिया")], [read_transcript(spoken)])  # without the virama: one word of two
+    assert metric.compute() == 0.5
+    match = StringMatch()
+    match.update(["मेरी किताब", "यह कि है"], ["किताब", "की"])  # another vowel sign is another word
+    assert match.compute() == 0.5
 
 
 @pytest.mark.parametrize(
