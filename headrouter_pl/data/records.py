@@ -114,7 +114,10 @@ def make_record(row: Any, folder: Path, number: int, task: str | None = None) ->
         raise ValueError("no audio")
     name = row.get("task") or task or ""
     found = get_task(name) if name else None
-    options = [str(option) for option in row.get("options") or (found.options if found else ())]
+    given = row.get("options") or (found.options if found else ())
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f'options must be a list (in CSV a JSON list, ["cat", "dog"]), got {given!r}')
+    options = [str(option) for option in given]
     if "prompt" not in row and found is not None:
         prompt = found.ask(row.get("question") or "", options)
     else:

@@ -66,6 +66,11 @@ class TestCSV:
         with pytest.raises(AudioError, match=rf"list.csv, line 3 is not a record.*{why}"):
             read_records(path)
 
+    def test_options_that_are_no_list(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "audio,prompt,options,answer\na.wav,Which?,cat|dog,A\n")
+        with pytest.raises(AudioError, match=r"line 2 is not a record.*in CSV a JSON list.*got .*cat\|dog"):
+            read_records(path)
+
     def test_no_list(self, tmp_path: Path) -> None:
         with pytest.raises(AudioError, match=r"no\.csv cannot be read as a list of records.*No such file"):
             read_records(tmp_path / "no.csv")
@@ -138,6 +143,9 @@ class TestTasks:
             ({"task": "sett", "prompt": "?"}, "UnknownNameError.*sett"),
             ({"prompt": "?", "options": ["a dog", "a cat"], "answer": "a wolf"}, "a wolf.*neither a letter nor"),
             ({"question": "?"}, "KeyError.*prompt"),
+            ({"prompt": "?", "options": "cat|dog", "answer": "A"}, "options must be a list.*'cat|dog'"),
+            ({"prompt": "?", "options": {"A": "cat", "B": "dog"}}, "options must be a list"),
+            ({"prompt": "?", "options": 2}, "options must be a list"),
         ],
     )
     def test_refused(self, tmp_path: Path, row: dict[str, Any], why: str) -> None:
