@@ -157,7 +157,8 @@ class DatasetRecords(Sequence[AudioPrompt]):
             row = _renamed(self.data[index], self.columns)
             row["audio"] = self._audio(row["audio"], index)
             if self.classes and row.get("answer") is not None:
-                row["answer"] = self.classes[row["answer"]]
+                label = row["answer"]
+                row["answer"] = self.classes[label] if label >= 0 else ""  # -1 is "unknown"
             return make_record(row, self.path, index, self.task)
         except (ValueError, KeyError, TypeError) as error:
             raise _not_a_record(self.path, index, error) from error

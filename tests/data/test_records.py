@@ -199,6 +199,13 @@ class TestDatasets:
         with pytest.raises(AudioError, match=r"no audio file at .*saved.gone.wav"):
             records[1].clips(RATE)
 
+    def test_an_unknown_class_is_no_answer(self, tmp_path: Path, datasets: Any) -> None:
+        path = self.save(
+            datasets, tmp_path, {"audio": ["a.wav"] * 3, "prompt": ["Which?"] * 3, "answer": [-1, 1, None]},
+            answer=datasets.ClassLabel(names=["dog", "cat"]),
+        )  # fmt: skip
+        assert [record.answer for record in read_records(path)] == ["", "cat", ""]
+
     def test_as_validation_data(self, tmp_path: Path, datasets: Any) -> None:
         path = self.save(
             datasets, tmp_path, {"audio": [str(wave(tmp_path / "a.wav"))], "prompt": ["Q"], "answer": ["A"]}
