@@ -6,12 +6,14 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from headrouter_pl.errors import HeadRouterError
 
-__all__ = ["AudioBytes", "AudioError", "check_audible", "read_audio"]
+__all__ = ["AudioBytes", "AudioError", "as_samples", "check_audible", "read_audio"]
 
 _SMALLEST = 2.0**-15
 """One step of 16-bit audio: what stays below it throughout is silence."""
@@ -32,6 +34,33 @@ class AudioBytes:
 
     data: bytes
     name: str
+
+
+def as_samples(audio: Any, name: object) -> np.ndarray:
+    """Audio in memory, as it was given, but for its type.
+
+    Args:
+        audio: Floating-point samples ``[n]``, as an array or a tensor.
+        name: What to call it in errors.
+
+    Returns:
+        float32 array ``[n]``; ``audio`` itself, if it is one.
+
+    Raises:
+        AudioError: If it is something else, or holds NaN or infinite samples; it names the audio, and says what it is.
+    """
+    samples = audio.detach().cpu() if isinstance(audio, Tensor) else audio
+    if isinstance(samples, Tensor):
+        samples = (samples.float() if samples.is_floating_point() else samples).numpy()  # NumPy has no bfloat16
+    if not isinstance(samples, np.ndarray):
+        what = type(audio).__name__
+    elif samples.ndim != 1 or not samples.size or not np.issubdtype(samples.dtype, np.floating):
+        what = f"{samples.dtype} {list(samples.shape)}"
+    elif not np.isfinite(samples := samples.astype(np.float32, copy=False)).all():
+        what = "NaN or infinite in places"
+    else:
+        return samples
+    raise AudioError(f"{name}: its audio is {what}; in memory, give float32 [n] at the processor's rate")
 
 
 def check_audible(samples: np.ndarray, name: object) -> None:

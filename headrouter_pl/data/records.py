@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from headrouter_pl.data.audio import AudioBytes, AudioError, read_audio
+from headrouter_pl.data.audio import AudioBytes, AudioError, as_samples, read_audio
 from headrouter_pl.tasks import get_task, right_choice
 
 _FIELDS = ("audio", "prompt", "question", "answer", "key", "task", "options")
 
-Clip = np.ndarray | str | Path | AudioBytes
+Clip = np.ndarray | Tensor | str | Path | AudioBytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +25,8 @@ class AudioPrompt:
     """One question about one or several recordings.
 
     Attributes:
-        audio: float32 samples ``[n]`` at the processor's rate, the path of a file, a file in memory, or several of
-            these.
+        audio: float32 samples ``[n]`` at the processor's rate (an array or a tensor), the path of a file, a file in
+            memory, or a list of several of these.
         prompt: The question, as the model is asked it.
         answer: The right answer; may be empty for prediction. A letter, where there are options.
         key: What to call the sample in results.
@@ -42,11 +43,21 @@ class AudioPrompt:
 
     def parts(self) -> list[Clip]:
         """The recordings as they were given."""
-        return [self.audio] if isinstance(self.audio, (np.ndarray, str, Path, AudioBytes)) else list(self.audio)
+        # What is no sequence of recordings, such as a mapping, is one part, for clips to refuse.
+        several = isinstance(self.audio, Sequence) and not isinstance(self.audio, (str, bytes))
+        return list(self.audio) if several else [self.audio]  # type: ignore[arg-type, list-item]
 
     def clips(self, sampling_rate: int) -> list[np.ndarray]:
-        """The recordings as float32 ``[n]`` at ``sampling_rate``."""
-        return [part if isinstance(part, np.ndarray) else read_audio(part, sampling_rate) for part in self.parts()]
+        """The recordings as float32 ``[n]`` at ``sampling_rate``.
+
+        Raises:
+            AudioError: If a file cannot be read, or what was given in memory are no such samples.
+        """
+        name = self.key or self.prompt
+        return [
+            read_audio(part, sampling_rate) if isinstance(part, (str, Path, AudioBytes)) else as_samples(part, name)
+            for part in self.parts()
+        ]
 
 
 def read_records(
@@ -109,7 +120,7 @@ def make_record(row: Any, folder: Path, number: int, task: str | None = None) ->
         ValueError, KeyError, TypeError: If it is not a record.
     """
     audio = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
-    clips = [part if isinstance(part, (AudioBytes, np.ndarray)) else folder / part for part in audio]
+    clips = [part if isinstance(part, (AudioBytes, np.ndarray, Tensor)) else folder / part for part in audio]
     if not clips:
         raise ValueError("no audio")
     name = row.get("task") or task or ""

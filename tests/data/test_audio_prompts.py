@@ -281,6 +281,56 @@ class TestBadAudio:
             module(on_bad_audio="skip")
 
 
+class TestAudioInMemory:
+    SAMPLES = np.linspace(-0.5, 0.5, RATE, dtype=np.float32)
+
+    @pytest.mark.parametrize(
+        "dtype", [np.float16, np.float32, np.float64, torch.bfloat16, torch.float32, torch.float64]
+    )
+    def test_floats_of_any_kind(self, dtype: Any) -> None:
+        tensor = isinstance(dtype, torch.dtype)
+        given = torch.tensor(self.SAMPLES).to(dtype).requires_grad_() if tensor else self.SAMPLES.astype(dtype)
+        for audio in (given, [given, given]):
+            for clip in AudioPrompt(audio, "Q").clips(RATE):
+                assert (clip.dtype, clip.shape) == (np.float32, (RATE,))
+                np.testing.assert_allclose(clip, self.SAMPLES, atol=2e-3)
+        assert len(module().collate([AudioPrompt(given, "Q")])["inputs"]["input_features"]) == 1
+
+    def test_float32_is_taken_as_it_is(self) -> None:
+        assert AudioPrompt(self.SAMPLES, "Q").clips(RATE)[0] is self.SAMPLES
+
+    @pytest.mark.parametrize(
+        ("audio", "what"),
+        [
+            ((SAMPLES * 32767).astype(np.int16), r"int16 \[100\]"),
+            (torch.ones(RATE, dtype=torch.int64), r"int64 \[100\]"),
+            (SAMPLES.astype(np.complex64), r"complex64 \[100\]"),
+            (np.stack([SAMPLES, SAMPLES], axis=1), r"float32 \[100, 2\]"),
+            (torch.zeros(1, RATE), r"float32 \[1, 100\]"),
+            (SAMPLES[:0], r"float32 \[0\]"),
+            (np.where(SAMPLES > 0.4, np.nan, SAMPLES), "NaN or infinite in places"),
+            (np.where(SAMPLES > 0.4, np.inf, SAMPLES), "NaN or infinite in places"),
+            (SAMPLES.tolist(), "float"),
+            ([SAMPLES.tolist(), SAMPLES.tolist()], "list"),
+            ({"array": SAMPLES, "sampling_rate": RATE}, "dict"),
+            ([{"array": SAMPLES, "sampling_rate": RATE}], "dict"),
+            (b"RIFF", "bytes"),
+            (None, "NoneType"),
+        ],
+    )
+    def test_what_is_no_such_audio_is_refused(self, audio: Any, what: str) -> None:
+        record = AudioPrompt(audio, "Q", key="one")
+        for data in (module(), module(allow_silence=True)):
+            with pytest.raises(AudioError, match=rf"^one: its audio is {what}; .*float32 \[n\] at the processor's"):
+                data.collate([record])
+        (failure,) = module(on_bad_audio="report").collate([record])["failures"]
+        assert failure["key"] == "one"
+
+    def test_without_a_key_the_question_is_named(self) -> None:
+        with pytest.raises(AudioError, match=r"^What is it\?: its audio is int16"):
+            AudioPrompt(np.zeros(RATE, np.int16), "What is it?").clips(RATE)
+
+
 def test_a_system_prompt() -> None:
     batch = module(system_prompt="Be brief.").collate(RECORDS[:1])
     assert read(batch["inputs"]["input_ids"][0]) == "s:Be brief.\nu:*****What?\na:"
