@@ -200,10 +200,10 @@ class LALMModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]] | None:
         """Generates and scores answers; returns them as ``texts``, and as ``samples`` the rows of ``score_batch``.
 
-        At the end of the epoch ``val/TASK`` is logged for each task, and ``val/average``, the mean of their scores from
-        0 to 100, if they are several. Packed batches, of several questions an audio, are scored without generating: an
-        answer is right if each of its tokens is the likeliest after those before it, as greedy generation would have
-        it. Logged as ``val/TASK``.
+        At the end of the epoch ``val/TASK`` is logged for each task, and ``val/average``, the mean of their scores
+        (100 at best, see :func:`headrouter_pl.tasks.scoring.summarize`), if they are several. Packed batches, of
+        several questions an audio, are scored without generating: an answer is right if each of its tokens is the
+        likeliest after those before it, as greedy generation would have it. Logged as ``val/TASK``.
         """
         if "tasks" not in batch:
             return self._evaluate(batch, "val")
@@ -273,7 +273,7 @@ class LALMModule(L.LightningModule):
             self._warned = True
             rank_zero_warn(
                 f"The sample {batch['keys'][batch['answers'].index('')]!r} has no answer (a field 'answer', or what "
-                "columns says is called so): whatever the model says of it, and of others without one, counts as wrong."
+                "columns says is called so): anything the model says of it, and of others without one, counts as wrong."
             )
         rows = score_batch(batch, texts, self.task)
         self.metrics[stage].update(rows)  # type: ignore[operator]

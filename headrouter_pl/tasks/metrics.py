@@ -165,7 +165,16 @@ class MacroF1(Rows):
 
 
 class CorpusWER(WordErrorRate):
-    """Word errors over all words of the references; an answer that could not be read has no words."""
+    """Word errors over all words of the references; an answer that could not be read has no words.
+
+    References that have no word among them count as 0 if nothing was said, else 1.
+
+    Example:
+        >>> metric = CorpusWER()
+        >>> metric.update(["a b", "c"], ["a d", "..."])
+        >>> metric.compute()  # two errors, two words
+        tensor(1.)
+    """
 
     def update(self, predictions: Sequence[str | None], targets: Sequence[str]) -> None:
         """Counts a batch.
@@ -174,11 +183,17 @@ class CorpusWER(WordErrorRate):
             predictions: Transcripts, None where none could be read.
             targets: Right transcripts.
         """
-        super().update([prediction or "" for prediction in predictions], list(targets))
+        super().update([p or "" for p in predictions], [t if read_transcript(t) else "" for t in targets])
+
+    def compute(self) -> Tensor:
+        """Word error rate, from 0 on; above 1 where more is said than was spoken."""
+        return super().compute() if self.total else (self.errors > 0).float()
 
 
 class MeanWER(Metric):
     """Word error rate of each recording, averaged over recordings.
+
+    A recording whose reference has no word counts as 0 if nothing was said, else 1.
 
     Example:
         >>> metric = MeanWER()
@@ -206,7 +221,11 @@ class MeanWER(Metric):
             targets: Right transcripts.
         """
         for prediction, target in zip(predictions, targets, strict=True):
-            self.errors += word_error_rate([prediction or ""], [target]).to(self.device)
+            said = prediction or ""
+            if read_transcript(target):
+                self.errors += word_error_rate([said], [target]).to(self.device)
+            else:
+                self.errors += bool(said.split())
             self.total += 1
 
     def compute(self) -> Tensor:

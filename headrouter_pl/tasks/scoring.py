@@ -36,8 +36,9 @@ def score_batch(batch: Batch, texts: Sequence[str], default: Task) -> list[dict[
         default: Task of samples that name none.
 
     Returns:
-        Rows of ``key``, ``task``, ``text``, ``answer`` (None if unreadable), ``target``, ``score`` (0 to 100, of this
-        sample alone), ``cut_seconds`` and ``failure`` (None, or why there is no answer).
+        Rows of ``key``, ``task``, ``text``, ``answer`` (None if unreadable), ``target``, ``score`` (of this sample
+        alone: 100 at best, 0 for a wrong answer, and below 0 for a transcript with more errors than words),
+        ``cut_seconds`` and ``failure`` (None, or why there is no answer).
     """
     tasks, options = batch_tasks(batch, default), batch.get("options") or [()] * len(texts)
     cut = batch.get("cut_seconds") or [0.0] * len(texts)
@@ -110,8 +111,9 @@ def summarize(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task] | Non
     Returns:
         ``tasks``: by name, ``n``, ``invalid`` (answers that could not be read), ``failed`` (no usable audio), ``cut``
         (samples whose audio was cut) and ``cut_seconds``, the ``metric``'s name and ``value``, other metrics, and the
-        ``score`` from 0 to 100 (100 - value where lower is better). ``types`` and ``families``: mean score of their
-        tasks. ``average``: mean score of all tasks; ``average_by_sample``: weighted by ``n``.
+        ``score``: the value in percent, 100 minus that where lower is better, which is below 0 at a word error rate
+        above 1. ``types`` and ``families``: mean score of their tasks. ``average``: mean score of all tasks;
+        ``average_by_sample``: weighted by ``n``.
     """
     found: dict[str, Any] = {}
     order = {name: place for place, name in enumerate(TASKS)}

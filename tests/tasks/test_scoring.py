@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from torchmetrics import Metric
 
 from headrouter_pl.errors import ConfigurationError, UnknownNameError
 from headrouter_pl.tasks import TASKS, AnswerAccuracy, MacroF1, MeanWER, Task, read_answer
@@ -192,6 +195,37 @@ def test_word_error_rates() -> None:
         metric.update(answers[1:], targets[1:])
     assert mean.compute() == pytest.approx((0.5 + 1 + 3) / 3)
     assert corpus.compute() == pytest.approx((1 + 2 + 3) / 5)
+
+
+class TestReferencesWithoutAWord:
+    @pytest.mark.parametrize("metric", [MeanWER, CorpusWER])
+    @pytest.mark.parametrize("reference", ["", " ", "..."])
+    def test_nothing_or_something_said(self, metric: Callable[[], Metric], reference: str) -> None:
+        for said, want in (("", 0), (None, 0), ("a", 1), ("a b c", 1)):
+            scored = metric()
+            scored.update([said], [reference])
+            assert scored.compute() == want
+
+    def test_beside_others(self) -> None:
+        mean, corpus = MeanWER(), CorpusWER()
+        for metric in (mean, corpus):
+            metric.update(["it is", "a b c", None], ["it was", "", ""])
+        assert mean.compute() == pytest.approx((0.5 + 1 + 0) / 3)
+        assert corpus.compute() == pytest.approx((1 + 3) / 2)
+
+    @pytest.mark.parametrize("task", ["transcription", "audiomarathon-asr"])
+    def test_rows_and_results_are_json(self, task: str) -> None:
+        batch = {"keys": list("abcd"), "answers": ["", "...", "♪", ""], "task_names": [task] * 4}
+        found = rows(batch, ["", "", "it was", "one two three"])
+        assert [row["score"] for row in found] == [100, 100, 0, 0]
+        scores = TaskScores()
+        scores.update(found)
+        results = json.loads(json.dumps(scores.compute(), allow_nan=False))["tasks"][task]
+        assert results["value"] == (1 if task == "transcription" else 0.5)
+
+    def test_more_errors_than_words_score_below_0(self) -> None:
+        (row,) = rows({"keys": ["a"], "answers": ["it"], "task_names": ["transcription"]}, ["one two three"])
+        assert row["score"] == -200
 
 
 def test_string_match() -> None:
