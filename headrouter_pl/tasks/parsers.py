@@ -41,6 +41,23 @@ _DENIED = re.compile(
 _LETTER_GOES_ON = re.compile(r"\s+(?:and|as|because|but|fits|is|matches|nor|or|seems|since|was|would)\b")
 _LABEL = re.compile(r"^[(\[]?[A-Z][)\].:]\s+")
 _FORMS = dict.fromkeys((0x200C, 0x200D, *range(0xFE00, 0xFE10)))  # joiners, variation selectors: how a letter looks
+# What models say before a transcript, and nothing else before the colon: "Sure! Here is the transcript of the audio:".
+_NOUN = r"(?:transcript(?:ion)?|(?:spoken|transcribed)\ (?:words|text)|content|audio|speech|speaker(?:\ \d)?|recording)"
+_OPENING = re.compile(
+    rf"""^\W*(?:(?:sure(?:\ thing)?|certainly|of\ course|okay|ok|yes)\W+)?
+    (?:
+      (?:(?:here\ is|here['’]s|this\ is|below\ is)\ )?
+      (?:
+        (?:(?:the|a)\ )?(?:(?:full|complete|exact|verbatim|original|audio|speech|spoken|transcribed)\ )?{_NOUN}
+        | what\ (?:(?:the\ {_NOUN}\ )?(?:says|is\ said|was\ said)|i\ hear|i\ heard)
+      )
+      (?:\ (?:of|from|for|in)\ (?:(?:the|this|your)\ (?:(?:given|provided|audio|original)\ )?{_NOUN}|what\ is\ said))*
+      (?:\ (?:says|reads|contains|is\ saying|is))?(?:\ (?:as\ follows|follows|below|the\ following))?
+      | here\ (?:it\ is|you\ go) | sure
+    )
+    \W{{0,3}}?:""".replace("\\ ", r"\s+"),  # any space
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 def read_transcript(text: str, options: Sequence[str] = ()) -> str:
@@ -67,8 +84,7 @@ def read_spoken(text: str, options: Sequence[str] = ()) -> str | None:
         >>> read_spoken("Sure! The transcription: It was the best of times.")
         'it was the best of times'
     """
-    opening = r"^[^:]{0,80}\b(?:spoken content|content|transcript|transcription|audio|speech|speaker)\b[^:]{0,40}:"
-    return read_transcript(re.sub(opening, "", text.strip(), count=1, flags=re.IGNORECASE)) or None
+    return read_transcript(_OPENING.sub("", text)) or None
 
 
 def read_answer(text: str, options: Sequence[str] = ()) -> str | None:

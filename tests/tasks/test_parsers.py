@@ -173,12 +173,31 @@ SPOKEN = [
     ("Straße", "strasse"), ("привет, мир", "привет мир"), ("I'm sorry, I can't.", "i'm sorry i can't"),
     ("um it was", "um it was"),
     ("a b c", "a b c"), ("It\twas", "it was"), ("(It was)", "it was"),
+    ("Sure: it was", "it was"), ("Sure, here you go: it was", "it was"), ("Okay. Speech: it was", "it was"),
+    ("Sure: here is the transcription of the speech in the audio:\n\nIt was", "it was"),
+    ("Certainly! Here's the full transcript of the provided\naudio: it was", "it was"),
+    ("Here’s what the speaker says: it was", "it was"), ("Here is what is said in the recording: it was", "it was"),
+    ("This is the transcription:it was", "it was"), ("The transcript is as follows: it was: the", "it was the"),
+    ("**Transcription of the audio**: it was", "it was"), ("Transcription : it was", "it was"),
+    ("The audio contains the following: it was", "it was"), ("Speaker 1: it was", "it was"),
+]  # fmt: skip
+SPEECH = [
+    "He gave a speech about this: we must go.", "I liked the content: it was good.", "Here is the news: it was war.",
+    "Sure enough: it was", "Sure, but he asked: was it?", "The speaker of the house: order!", "Yes: it was.",
+    "The voice said: it was", "Turn down the audio: it was loud", "The transcript of the trial: it was long.",
+    "Here is my advice about speech: be brief.", "Listen to the speaker: it was", "Surely the speaker says: no",
+    "The speaker says it was", "This is it: the transcript", "The audio was bad: it was", "The words: it was",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "want"), SPOKEN)
 def test_read_spoken(text: str, want: str | None) -> None:
     assert read_spoken(text) == want
+
+
+@pytest.mark.parametrize("text", SPEECH)
+def test_words_before_a_colon_are_speech(text: str) -> None:
+    assert read_spoken(text) == read_transcript(text)
 
 
 def test_whole_texts() -> None:
