@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,9 @@ def read_records(
     options, the answer is one of them or its letter.
 
     Args:
-        path: A JSONL file, of one object a line; a CSV file with a header; a folder that holds one such file, or one
-            called ``metadata``; or a dataset that :mod:`datasets` saved to disk, whose audio is decoded by soundfile.
+        path: A CSV file with a header, called ``.csv``; a JSONL file, of one object a line, whatever it is called; a
+            folder that holds one ``.csv`` or ``.jsonl`` file, or one called ``metadata``; or a dataset that
+            :mod:`datasets` saved to disk, whose audio is decoded by soundfile.
         columns: What the list calls these fields, by the names above; None for one that means something else there.
         task: Name of the task of records that name none.
 
@@ -91,9 +92,8 @@ def read_records(
         if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
             return DatasetRecords(path, columns or {}, task)
         path = _list_in(path)
-    read = _csv_rows if path.suffix.lower() == ".csv" else _jsonl_rows
     try:
-        rows = list(read(path))
+        rows = list(_csv_rows(path, columns or {}) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
     except (OSError, UnicodeDecodeError) as error:
         raise AudioError(f"{path} cannot be read as a list of records: {error}") from error
     records = []
@@ -154,8 +154,11 @@ class DatasetRecords(Sequence[AudioPrompt]):
         audio = columns.get("audio") or "audio"
         if audio not in data.column_names:
             raise AudioError(f"{path} has no column {audio!r}, but {data.column_names}; name it with columns.")
-        if isinstance(data.features[audio], datasets.Audio):
-            data = data.cast_column(audio, datasets.Audio(decode=False))
+        feature, whole = data.features[audio], datasets.Audio(decode=False)
+        if isinstance(feature, datasets.Audio):
+            data = data.cast_column(audio, whole)
+        elif isinstance(getattr(feature, "feature", None), datasets.Audio):  # a list of recordings
+            data = data.cast_column(audio, replace(feature, feature=whole))
         self.path, self.data, self.columns, self.task = path, data, columns, task
         answer = data.features.get(columns.get("answer", "answer") or "")
         self.classes = answer.names if isinstance(answer, datasets.ClassLabel) else None
@@ -201,15 +204,22 @@ def _list_in(folder: Path) -> Path:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    known = path.suffix.lower() in (".jsonl", ".ndjson")  # of others, the first line tells
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise _not_a_record(path, number, error) from error
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise (_not_a_record(path, number, error) if known else _no_list(path, number)) from error
+        if not (known or isinstance(row, dict)):
+            raise _no_list(path, number)
+        known = True
+        yield number, row
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _csv_rows(path: Path, columns: Mapping[str, str | None]) -> Iterator[tuple[int, Any]]:
+    audio, options = (columns.get(name, name) for name in ("audio", "options"))
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         for row in reader:
@@ -219,11 +229,21 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
                 )
                 raise _not_a_record(path, reader.line_num, error)
             given: dict[str, Any] = {name: value for name, value in row.items() if value != ""}
-            try:
-                given.update({name: json.loads(value) for name, value in given.items() if value.startswith("[")})
-            except ValueError as error:
-                raise _not_a_record(path, reader.line_num, error) from error
+            for name in (audio, options):
+                if name in given and given[name].startswith("["):
+                    try:
+                        given[name] = json.loads(given[name])
+                    except ValueError as error:
+                        if name == options:  # a file may be called so
+                            raise _not_a_record(path, reader.line_num, error) from error
             yield reader.line_num, given
+
+
+def _no_list(path: Path, number: int) -> AudioError:
+    return AudioError(
+        f"{path} is no list of records: its suffix is {path.suffix!r}, and line {number} is no JSON object. What is read "
+        "are JSONL, of one object a line, and CSV with a header, under the suffix .csv."
+    )
 
 
 def _not_a_record(path: Path, number: int, error: Exception) -> AudioError:

@@ -57,7 +57,6 @@ class TestCSV:
             ("a.wav,b,c", "another number"),
             (",What?", "KeyError.*audio"),
             ("a.wav,", "KeyError.*prompt"),
-            ('"[""a.wav""",What?', "JSONDecodeError"),
             ("[],What?", "no audio"),
         ],
     )
@@ -65,6 +64,28 @@ class TestCSV:
         path = self.write(tmp_path, f"audio,prompt\na.wav,What?\n{line}\n")
         with pytest.raises(AudioError, match=rf"list.csv, line 3 is not a record.*{why}"):
             read_records(path)
+
+    def test_brackets_are_no_lists_elsewhere(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path,
+            "audio,prompt,answer,options\n[2020] a.wav,[music] What is played?,[none],\n"
+            '"[""a.wav"", ""b.wav""]",[1] Which?,cat,"[""dog"", ""cat""]"\n',
+        )
+        one, two = read_records(path)
+        assert (one.audio, one.prompt, one.answer) == ([tmp_path / "[2020] a.wav"], "[music] What is played?", "[none]")
+        assert two.audio == [tmp_path / "a.wav", tmp_path / "b.wav"]
+        assert (two.prompt, two.answer, two.options) == ("[1] Which?", "B", ("dog", "cat"))
+
+    def test_lists_in_columns_of_other_names(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path, 'files,options,choices,prompt\n"[""a.wav"", ""b.wav""]",[notes],"[""dog"", ""cat""]",Which?\n'
+        )
+        (record,) = read_records(path, columns={"audio": "files", "options": "choices"})
+        assert (len(record.parts()), record.options) == (2, ("dog", "cat"))
+        (record,) = read_records(path, columns={"audio": "files", "options": None})
+        assert record.options == ()
+        with pytest.raises(AudioError, match=r"line 2 is not a record.*JSONDecodeError"):
+            read_records(path, columns={"audio": "files"})
 
     def test_options_that_are_no_list(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, "audio,prompt,options,answer\na.wav,Which?,cat|dog,A\n")
@@ -98,6 +119,35 @@ class TestCSV:
         assert (record.answer, record.task, record.prompt) == ("it was", "transcription", "Transcribe the speech.")
         with pytest.raises(AudioError, match=r"line 2.*KeyError.*sound"):
             read_records(path, columns={"audio": "sound"}, task="transcription")
+
+
+class TestSuffixes:
+    ROW = '{"audio": "a.wav", "prompt": "What?"}'
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "a.txt", "a", "a.JSONL"])
+    def test_jsonl_under_any(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_text(f"\n{self.ROW}\n{self.ROW}\n", encoding="utf-8")
+        assert [record.prompt for record in read_records(tmp_path / name)] == ["What?"] * 2
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("a.json", f"[{ROW}, {ROW}]"),
+            ("a.json", f"[\n  {ROW}\n]"),
+            ("a.tsv", "audio\tprompt\na.wav\tWhat?"),
+            ("a", "audio,prompt\na.wav,What?"),
+        ],
+    )
+    def test_other_formats_are_named(self, tmp_path: Path, name: str, text: str) -> None:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        suffix = Path(name).suffix
+        with pytest.raises(AudioError, match=rf"its suffix is '{suffix}', and line 1 is no .*JSONL.*CSV with a header"):
+            read_records(tmp_path / name)
+
+    def test_later_lines_are_named_as_of_any_list(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text(f"{self.ROW}\n[]", encoding="utf-8")
+        with pytest.raises(AudioError, match=r"a\.json, line 2 is not a record"):
+            read_records(tmp_path / "a.json")
 
 
 class TestFolders:
@@ -186,6 +236,23 @@ class TestDatasets:
         for i, record in enumerate(records):
             (clip,) = record.clips(RATE)
             np.testing.assert_allclose(clip, np.full(RATE // 4, 0.1 + i), rtol=1e-6)
+
+    @pytest.mark.parametrize("several", ["List", "LargeList", "Sequence"])
+    def test_several_recordings_a_row(self, tmp_path: Path, datasets: Any, several: str) -> None:
+        if not hasattr(datasets, several):
+            pytest.skip(f"datasets {datasets.__version__} has no {several}")
+        paths = [str(wave(tmp_path / f"{i}.wav", 0.1 + i)) for i in range(3)]
+        blobs = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]
+        path = self.save(
+            datasets, tmp_path, {"audio": [paths[:2], paths[2:]], "prompt": ["Which?"] * 2},
+            audio=getattr(datasets, several)(datasets.Audio()),
+        )  # fmt: skip
+        data = datasets.Dataset.from_dict({"audio": [blobs], "prompt": ["Which?"]})
+        data.cast_column("audio", getattr(datasets, several)(datasets.Audio())).save_to_disk(tmp_path / "bytes")
+        one, two = read_records(path)
+        (three,) = read_records(tmp_path / "bytes")
+        for record, want in ((one, [0.1, 1.1]), (two, [2.1]), (three, [0.1, 1.1, 2.1])):
+            assert [float(clip[0]) for clip in record.clips(RATE)] == pytest.approx(want)
 
     def test_paths_classes_and_bad_audio(self, tmp_path: Path, datasets: Any) -> None:
         path = self.save(
