@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,8 @@ class AudioPromptDataModule(L.LightningDataModule):
 
     Validation, test and prediction batches end where the answer begins (left padding); training batches hold the answer
     too, with ``labels`` on it alone. Audio that is missing, unreadable or silent is an error: a missing file at once,
-    the others when their turn comes. Audio that the processor cuts is warned of, with the seconds lost.
+    the others when their turn comes. So is a training record without an answer. Audio that the processor cuts is warned
+    of, with the seconds lost.
 
     Args:
         processor: The model's processor, the name or path of a checkpoint that has it, or ``"pocket"``.
@@ -107,9 +108,13 @@ class AudioPromptDataModule(L.LightningDataModule):
 
     def _loader(self, stage: str, *, shuffle: bool = False) -> DataLoader[AudioPrompt]:
         records = self.read(stage)
-        in_memory = not isinstance(records, DatasetRecords)
-        if stage != "train" and in_memory:
-            _check_keys(records)
+        in_memory = not isinstance(records, DatasetRecords)  # others are checked batch by batch, but for their keys
+        if stage == "train":
+            if in_memory:
+                _check_answers(records)
+        else:
+            keys = records.task_keys() if isinstance(records, DatasetRecords) else [(r.task, r.key) for r in records]
+            _check_keys(keys, by_task=stage != "predict")
         if (stage == "train" or self.on_bad_audio == "error") and in_memory:
             _check_files(records)
         chosen: Any = records
@@ -159,7 +164,12 @@ class AudioPromptDataModule(L.LightningDataModule):
         }
 
     def collate_train(self, records: Sequence[AudioPrompt]) -> dict[str, Any]:
-        """A batch to train on: like :meth:`collate`, with the answers in the text and ``inputs["labels"]``."""
+        """A batch to train on: like :meth:`collate`, with the answers in the text and ``inputs["labels"]``.
+
+        Raises:
+            AudioError: If a record has no answer, or its audio cannot be used.
+        """
+        _check_answers(records)
         return self._batch(records, [self._clips(record) for record in records], answered=True)
 
     @property
@@ -253,8 +263,17 @@ def _load_processor(name: str) -> ProcessorMixin:
     return AutoProcessor.from_pretrained(name)
 
 
-def _check_keys(records: Sequence[AudioPrompt]) -> None:
-    counts = Counter((record.task, record.key) for record in records if record.key)
+def _check_answers(records: Sequence[AudioPrompt]) -> None:
+    if without := next((record for record in records if not record.answer.strip()), None):
+        raise AudioError(
+            f"{(without.key or without.prompt)!r} has no answer to train on (a field 'answer', or what columns says is "
+            "called so): set columns, or give answers."
+        )
+
+
+def _check_keys(keys: Iterable[tuple[str, str]], *, by_task: bool) -> None:
+    """Refuses keys that stand for several records: of a task, as scores tell them, or of all, as predictions do."""
+    counts = Counter((task if by_task else "", key) for task, key in keys if key)
     twice = [key for (_, key), count in counts.items() if count > 1]
     if twice:
         raise AudioError(f"{len(twice)} keys stand for several records, {twice[0]!r} among them; give each its own.")

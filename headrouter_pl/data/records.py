@@ -177,6 +177,15 @@ class DatasetRecords(Sequence[AudioPrompt]):
         except (ValueError, KeyError, TypeError) as error:
             raise _not_a_record(self.path, index, error) from error
 
+    def task_keys(self) -> list[tuple[str, str]]:
+        """Task and key of each record, without reading the rest of it; none if keys are row numbers."""
+        task, key = (self.columns.get(name, name) for name in ("task", "key"))
+        if key not in self.data.column_names:
+            return []
+        tasks = self.data[task] if task in self.data.column_names else [None] * len(self)
+        rows = enumerate(zip(tasks, self.data[key], strict=True))
+        return [(given or self.task or "", str(number if key is None else key)) for number, (given, key) in rows]
+
     def _audio(self, value: Any, index: int) -> Any:
         if isinstance(value, list):
             return [self._audio(part, index) for part in value]
@@ -241,8 +250,8 @@ def _csv_rows(path: Path, columns: Mapping[str, str | None]) -> Iterator[tuple[i
 
 def _no_list(path: Path, number: int) -> AudioError:
     return AudioError(
-        f"{path} is no list of records: its suffix is {path.suffix!r}, and line {number} is no JSON object. What is read "
-        "are JSONL, of one object a line, and CSV with a header, under the suffix .csv."
+        f"{path} is no list of records: its suffix is {path.suffix!r}, and line {number} is no JSON object. Read are "
+        "JSONL, of one object a line, and CSV with a header, under the suffix .csv."
     )
 
 

@@ -81,6 +81,7 @@ RECORDS = [
     AudioPrompt([clip(0.2), clip(0.3)], "Which of these two is it?", "no", "two"),
     AudioPrompt(clip(1.0), "Q", "", "three"),
 ]
+ANSWERED = [*RECORDS[:2], AudioPrompt(clip(1.0), "Q", "3", "three")]
 
 
 def module(**options: Any) -> AudioPromptDataModule:
@@ -103,21 +104,21 @@ class TestBatches:
         torch.testing.assert_close(batch["inputs"]["input_features"], torch.tensor([25.0, 10.0, 15.0, 50.0]))
 
     def test_labels_on_the_answer_alone(self) -> None:
-        batch = module().collate_train(RECORDS)
+        batch = module().collate_train(ANSWERED)
         ids, labels = batch["inputs"]["input_ids"], batch["inputs"]["labels"]
         assert read(ids[0]) == "u:*****What?\na:a dog\n"
         assert labels.shape == ids.shape
         kept = labels != -100
-        assert [read(row[mask]) for row, mask in zip(labels, kept, strict=True)] == ["a dog\n", "no\n", "\n"]
+        assert [read(row[mask]) for row, mask in zip(labels, kept, strict=True)] == ["a dog\n", "no\n", "3\n"]
         assert torch.equal(labels[kept], ids[kept])
         for row in kept.tolist():  # one run, at the end
             assert row == sorted(row)
         assert not kept[batch["inputs"]["attention_mask"] == 0].any()
-        assert batch["answers"] == ["a dog", "no", ""]
+        assert batch["answers"] == ["a dog", "no", "3"]
 
     def test_labels_do_not_depend_on_the_padding(self) -> None:
-        together = module().collate_train(RECORDS)["inputs"]
-        for row, record in enumerate(RECORDS):
+        together = module().collate_train(ANSWERED)["inputs"]
+        for row, record in enumerate(ANSWERED):
             alone = module().collate_train([record])["inputs"]
             real = together["attention_mask"][row].bool()
             assert torch.equal(together["labels"][row, real], alone["labels"][0])
@@ -126,10 +127,10 @@ class TestBatches:
         data = module()
         data.processor.answered_differs = True
         with pytest.raises(AudioError, match=r"cannot label it"):
-            data.collate_train(RECORDS)
+            data.collate_train(ANSWERED)
 
     def test_loaders(self) -> None:
-        data = module(train=RECORDS, validate=RECORDS[:2], test=RECORDS[1:], predict=RECORDS, batch_size=2)
+        data = module(train=ANSWERED, validate=RECORDS[:2], test=RECORDS[1:], predict=RECORDS, batch_size=2)
         for loader, keys in (
             (data.val_dataloader(), [["one", "two"]]),
             (data.test_dataloader(), [["two", "three"]]),
@@ -341,6 +342,29 @@ def test_keys_that_stand_for_two_records() -> None:
         module(test=[RECORDS[0], RECORDS[0]]).test_dataloader()
 
 
+def test_predictions_are_told_by_their_keys_alone() -> None:
+    records = [AudioPrompt(clip(0.5), "Q", "A", "one", task) for task in ("question", "voice")]
+    assert len(module(test=records).test_dataloader()) == 2  # scores are told by task and key
+    with pytest.raises(AudioError, match=r"1 keys stand for several records, 'one'"):
+        module(predict=records).predict_dataloader()
+
+
+class TestTrainingWithoutAnswers:
+    def test_the_first_record_without_one_is_named(self) -> None:
+        data = module(train=RECORDS)
+        with pytest.raises(AudioError, match=r"^'three' has no answer to train on .*set columns, or give answers"):
+            data.train_dataloader()
+        with pytest.raises(AudioError, match=r"^'three' has no answer"):
+            data.collate_train(RECORDS)
+        with pytest.raises(AudioError, match=r"^'Who\?' has no answer"):
+            module(train=[AudioPrompt(clip(1.0), "Who?", " ")]).train_dataloader()
+
+    def test_other_stages_need_none(self) -> None:
+        data = module(validate=RECORDS, test=RECORDS, predict=RECORDS)
+        for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+            assert [batch["answers"] for batch in loader] == [["a dog"], ["no"], [""]]
+
+
 class TestRecords:
     def write(self, folder: Path, *lines: str) -> Path:
         path = folder / "records.jsonl"
@@ -409,7 +433,7 @@ POCKET = pocket_folder()
     reason=f"no pocket model at {POCKET}",
 )
 class TestPocketProcessor:
-    ANSWERS = ("yes", " a leading space", "\nnew line", "1984", "", "Ünï ☂ 你好", "ends\n")
+    ANSWERS = ("yes", " a leading space", "\nnew line", "1984", "-", "Ünï ☂ 你好", "ends\n")
 
     @pytest.fixture(scope="class")
     def data(self) -> AudioPromptDataModule:

@@ -280,6 +280,25 @@ class TestDatasets:
         (batch,) = AudioPromptDataModule(Processor(), validate=str(path), task="question").val_dataloader()
         assert (batch["answers"], batch["task_names"], batch["failures"]) == (["A"], ["question"], [])
 
+    def test_keys_and_answers_are_checked(self, tmp_path: Path, datasets: Any) -> None:
+        path = self.save(
+            datasets, tmp_path,
+            {"audio": [str(wave(tmp_path / "a.wav"))] * 3, "prompt": ["Q"] * 3, "id": ["x", "y", "x"],
+             "kind": ["voice", None, "question"]},
+        )  # fmt: skip
+        whole = {"test": str(path), "predict": str(path), "train": str(path)}
+        named = AudioPromptDataModule(Processor(), **whole, columns={"key": "id", "task": "kind"})
+        assert [batch["keys"] for batch in named.test_dataloader()] == [["x"], ["y"], ["x"]]
+        with pytest.raises(AudioError, match=r"1 keys stand for several records, 'x'"):
+            named.predict_dataloader()
+        for stage in ("test", "predict"):  # without their tasks
+            with pytest.raises(AudioError, match=r"1 keys stand for several records, 'x'"):
+                getattr(AudioPromptDataModule(Processor(), **whole, columns={"key": "id"}), f"{stage}_dataloader")()
+        unnamed = AudioPromptDataModule(Processor(), **whole)
+        assert sorted(batch["keys"][0] for batch in unnamed.predict_dataloader()) == ["0", "1", "2"]
+        with pytest.raises(AudioError, match=r"'[012]' has no answer to train on .*set columns"):
+            next(iter(unnamed.train_dataloader()))
+
     def test_refused(self, tmp_path: Path, datasets: Any) -> None:
         path = self.save(datasets, tmp_path, {"sound": ["a.wav"], "prompt": ["Q"]})
         with pytest.raises(AudioError, match=r"no column 'audio', but \['sound', 'prompt'\]"):
