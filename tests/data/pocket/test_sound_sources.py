@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from headrouter_pl.data import AudioError
-from headrouter_pl.data.pocket.clips import Clip, Source
+from headrouter_pl.data import AudioError, read_audio
+from headrouter_pl.data.pocket.clips import SAMPLING_RATE, Clip, Source
 from headrouter_pl.data.pocket.sources import (
     bucklespring,
     gcompris,
@@ -32,7 +32,7 @@ from headrouter_pl.data.pocket.sources import (
     widelands,
 )
 from headrouter_pl.data.pocket.sources._sf2 import SoundFont
-from headrouter_pl.data.pocket.sources._table import classify, family
+from headrouter_pl.data.pocket.sources._table import classify, family, read_bytes
 
 ALL = (
     bucklespring,
@@ -223,6 +223,26 @@ def test_gcompris_reads_members(tmp_path, flags):
     np.testing.assert_allclose(gcompris.SOURCE.read(tmp_path, harp), tone(), atol=1e-4)
     with pytest.raises(AudioError, match="silent"):
         gcompris.SOURCE.read(tmp_path, cymbal)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_files_in_memory_are_read_as_files_are(tmp_path, rate):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (rate // 4, 2))
+    for name, fmt in (("a.wav", "WAV"), ("a.ogg", "OGG"), ("a.flac", "FLAC")):
+        soundfile.write(tmp_path / name, samples, rate, format=fmt)
+        got = read_bytes((tmp_path / name).read_bytes(), name)
+        np.testing.assert_array_equal(got, read_audio(tmp_path / name, SAMPLING_RATE))
+
+
+def test_files_in_memory_that_cannot_be_used_are_named():
+    for data, why in (
+        (b"no sound", "cannot be read"),
+        (b"", "cannot be read"),
+        (wav(0 * tone()), "is silent"),
+        (wav(tone()[:1], 48_000), "is empty at 16000 Hz"),
+    ):
+        with pytest.raises(AudioError, match=rf"shelf/a\.wav {why}"):
+            read_bytes(data, "shelf/a.wav")
 
 
 def test_broken_archives_are_told(tmp_path):

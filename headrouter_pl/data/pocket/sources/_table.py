@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from headrouter_pl.data.audio import AudioError, read_audio
+from headrouter_pl.data.audio import AudioBytes, AudioError, read_audio
 from headrouter_pl.data.pocket.clips import SAMPLING_RATE, Clip, Source
 
-__all__ = ["Rules", "check_audible", "classify", "family", "package_folder", "read_bytes", "read_file", "table_source"]
+__all__ = ["Rules", "check_peak", "classify", "family", "package_folder", "read_bytes", "read_file", "table_source"]
 
 Rules = tuple[tuple[str, str], ...]
 """(regular expression, label) in order, the first hit decides. A label is a kind of sound (``"bird"``), an instrument
@@ -61,8 +60,8 @@ def package_folder(root: Path, folder: str, package: str) -> Path:
     return path
 
 
-def check_audible(samples: np.ndarray, key: str) -> np.ndarray:
-    """Return `samples`; raise :class:`AudioError` when they are silent."""
+def check_peak(samples: np.ndarray, key: str) -> np.ndarray:
+    """Return `samples`; raise :class:`AudioError` when their peak is that of a placeholder file."""
     if samples.size == 0 or float(np.abs(samples).max()) < _SILENT:
         raise AudioError(f"{key} is silent")
     return samples
@@ -70,26 +69,12 @@ def check_audible(samples: np.ndarray, key: str) -> np.ndarray:
 
 def read_file(root: Path, clip: Clip) -> np.ndarray:
     """Read a clip that is a file of its own; :class:`AudioError` when it is unreadable or silent."""
-    return check_audible(read_audio(root / clip.key, SAMPLING_RATE), clip.key)
+    return check_peak(read_audio(root / clip.key, SAMPLING_RATE), clip.key)
 
 
 def read_bytes(data: bytes, key: str) -> np.ndarray:
     """Decode the audio file `data`, as :func:`read_file` does."""
-    try:
-        import soundfile
-        import soxr
-    except ImportError as error:
-        raise AudioError(f"reading {key} needs soundfile and soxr: pip install 'headrouter-pl[demo]'") from error
-    try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"{key} cannot be read as audio: {error}") from error
-    if samples.size == 0 or not np.isfinite(samples).all():
-        raise AudioError(f"{key} is empty, or holds NaN or infinite samples")
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if rate != SAMPLING_RATE:
-        mono = soxr.resample(mono, rate, SAMPLING_RATE)
-    return check_audible(np.ascontiguousarray(mono, dtype=np.float32), key)
+    return check_peak(read_audio(AudioBytes(data, key), SAMPLING_RATE), key)
 
 
 def _table_clips(

@@ -12,7 +12,7 @@ import numpy as np
 from headrouter_pl.data.audio import AudioError
 from headrouter_pl.data.pocket.clips import SAMPLING_RATE, Clip, Source
 from headrouter_pl.data.pocket.sources._sf2 import open_soundfont
-from headrouter_pl.data.pocket.sources._table import check_audible, package_folder
+from headrouter_pl.data.pocket.sources._table import check_peak, package_folder
 
 __all__ = ["SOURCE"]
 
@@ -106,7 +106,7 @@ def _read(root: Path, clip: Clip) -> np.ndarray:
             first = int(start * SAMPLING_RATE)
             part = sound[first : first + len(note)]
             part += note[: len(part)]
-    peak = float(np.abs(check_audible(sound, clip.key)).max())
+    peak = float(np.abs(check_peak(sound, clip.key)).max())
     return np.asarray(sound * (0.5 / peak), dtype=np.float32)
 
 
