@@ -430,7 +430,7 @@ class TestLoading:
         assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
         batch = data()[0]
         assert batch["inputs"]["input_features"].dtype == torch.float32
-        (result,) = trainer().validate(module, loader(data()), verbose=False)
+        (result,) = trainer().validate(module, loader(data(texts())), verbose=False)
         assert list(result) == ["val/transcription"]
         trainer(max_epochs=1).fit(module, loader([with_labels(batch)]))
         half = tiny.build(FAMILY, dtype=torch.bfloat16)

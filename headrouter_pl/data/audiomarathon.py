@@ -159,8 +159,8 @@ def _options(row: Mapping[str, Any]) -> list[str]:
         if [letter.upper() for letter in letters] != list(LETTERS[: len(letters)]):
             raise ValueError(f"options are named {letters}")
         given = [given[letter] for letter in letters]
-    if len(given) < 2:
-        raise ValueError(f"options are {given}")
+    if isinstance(given, str) or len(given) < 2:
+        raise ValueError(f"options are {given!r}")
     return [str(option) for option in given]
 
 

@@ -37,7 +37,7 @@ def batch() -> dict[str, Any]:
     inputs = tiny.inputs(FAMILY, tiny.build(FAMILY), [[20], [12]])
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[:, -3:] = inputs["input_ids"][:, -3:]
-    return {"inputs": {**inputs, "labels": labels}, "answers": ["", ""], "keys": ["a", "b"]}
+    return {"inputs": {**inputs, "labels": labels}, "answers": ["w1", "w2"], "keys": ["a", "b"]}
 
 
 def make(**options: Any) -> LALMModule:

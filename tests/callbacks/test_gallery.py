@@ -168,7 +168,8 @@ class TestPage:
         known[1] = AudioPrompt(known[1].audio, known[1].prompt, "", known[1].key)
         known[2] = AudioPrompt(known[2].audio, known[2].prompt, "w1", known[2].key)
         gallery = HeadRouterGallery(tmp_path / "page.html", keep_ratios=RATIOS)
-        trainer(gallery).validate(module(), data(known), verbose=False)
+        with pytest.warns(UserWarning, match="'key 1' has no answer"):
+            trainer(gallery).validate(module(), data(known), verbose=False)
         assert [entry["right"] for entry in read(tmp_path / "page.html")[0]] == [True, None, False, True]
 
     def test_batches_that_bring_their_audio_and_evidence(self, tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ class TestRefusals:
         other = Other(tiny_pocket.build(), tiny_pocket.make_processor())
         with pytest.raises(ConfigurationError, match="'inputs', 'keys' and 'answers'"):
             trainer(gallery).validate(other, DataLoader([{"x": 1}], batch_size=None), verbose=False)
-        unnamed = [AudioPrompt(np.ones(16_000, np.float32) * 0.1, "w40")]
+        unnamed = [AudioPrompt(np.ones(16_000, np.float32) * 0.1, "w40", "w9")]
         with pytest.raises(ConfigurationError, match="key of its own"):
             trainer(gallery).validate(module(), data(unnamed), verbose=False)
         assert not (tmp_path / "page.html").exists()

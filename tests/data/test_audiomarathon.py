@@ -164,9 +164,10 @@ class TestRefusals:
         change(root / LISTS["sed"], choices={"1": "Dog", "2": "Cat"})
         with pytest.raises(AudioError, match=r"question 0.*options are named"):
             make(root, "sed").read("validate")
-        change(root / LISTS["scr"], options=["alone"])
-        with pytest.raises(AudioError, match=r"question 0.*alone"):
-            make(root, "scr").read("validate")
+        for options in (["alone"], "alone"):
+            change(root / LISTS["scr"], options=options)
+            with pytest.raises(AudioError, match=r"question 0.*alone"):
+                make(root, "scr").read("validate")
 
     def test_not_json(self, root: Path) -> None:
         (root / LISTS["er"]).write_text("[{", encoding="utf-8")
