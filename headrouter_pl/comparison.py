@@ -282,7 +282,9 @@ def summarize(
           the same question), ``evidence_recall`` and ``invalid`` (share of answers that are none; they count as wrong).
           Rows with task ``"mean"`` hold means over the tasks of a type or of ``"all"``; they also have
           ``accuracy_band`` (95 % interval of the difference to the unpruned model, about the unpruned accuracy),
-          ``percent_ci95``, and ``percent_by_third`` (of three disjoint thirds of the audios).
+          ``percent_ci95``, ``percent_of_mean`` (the mean accuracy in percent of the unpruned one, for one task that is
+          hardly ever answered can move a mean of shares by itself), ``percent_of_mean_ci95``, and ``percent_by_third``
+          (the same on three disjoint thirds of the audios).
         - ``lengths``: the same means for each length of audio, and for all of a minute or more, under ``length_s``.
         - ``tests``: ``a``, ``b``, ``keep_ratio``, ``type``, ``n``, ``difference``, ``ci95``, ``p``.
         - ``routes``: for each method that routes and each type of question that its profile knows, or its family,
@@ -317,7 +319,7 @@ def summarize(
             if kind != "all":
                 for task, at in _parts([items[i]["task"] for i in part]).items():
                     figures["rows"].append(label | {"task": task} | _plain(part[at], items, answers, found))
-            by_third = [_percent(part[thirds[part] == third], items, answers, found) for third in range(3)]
+            by_third = [_percent_of_mean(part[thirds[part] == third], items, answers, found) for third in range(3)]
             figures["rows"].append(label | {"task": "mean"} | means.figures[run] | {"percent_by_third": by_third})
         for a in tested:
             for ratio in keep_ratios:
@@ -401,6 +403,14 @@ def _percent(part: NDArray[np.int64], items: _Items, answers: _Answers, found: _
     return None if percent is None else round(percent, 2)
 
 
+def _percent_of_mean(part: NDArray[np.int64], items: _Items, answers: _Answers, found: _Found) -> float | None:
+    if not len(part):
+        return None
+    tasks = [items[i]["task"] for i in part]
+    pruned, full = (float(mean_over_tasks(one.right[part], tasks)) for one in (answers, found[UNPRUNED, 1.0]))
+    return round(100 * pruned / full, 2) if full else None
+
+
 @dataclass(frozen=True)
 class _Means:
     """Means over tasks of C runs on some questions.
@@ -425,18 +435,27 @@ def _means(part: NDArray[np.int64], items: _Items, found: _Found, resamples: int
     bounds = np.quantile(drawn - drawn[:, [first]], (0.025, 0.975), axis=0)
     percents = percents[~np.isnan(percents).any(1)]
     shares = np.quantile(percents, (0.025, 0.975), axis=0) if len(percents) else None
+    answered = drawn[drawn[:, first] > 0]
+    of_mean = answered / answered[:, [first]]
+    of_means = np.quantile(100 * of_mean, (0.025, 0.975), axis=0) if len(of_mean) else None
     return _Means(
         {
             run: _plain(part, items, answers, found)
             | {
                 "accuracy_band": [round(float(exact[first] + bound), 4) for bound in bounds[:, i]],
-                "percent_ci95": None if shares is None else [round(float(bound), 2) for bound in shares[:, i]],
+                "percent_ci95": _bounds(shares, i),
+                "percent_of_mean": _percent_of_mean(part, items, answers, found),
+                "percent_of_mean_ci95": _bounds(of_means, i),
             }
             for i, (run, answers) in enumerate(found.items())
         },
         exact,
         drawn,
     )
+
+
+def _bounds(found: _Floats | None, column: int) -> list[float] | None:
+    return None if found is None else [round(float(bound), 2) for bound in found[:, column]]
 
 
 def _thirds(keys: Sequence[str]) -> NDArray[np.int64]:

@@ -199,6 +199,13 @@ class TestSummarize:
                     assert row["cost"] == 1
                 assert row["percent_ci95"][0] <= row["percent_of_unpruned"] <= row["percent_ci95"][1]
                 assert len(row["percent_by_third"]) == 3
+                low, high = row["percent_of_mean_ci95"]
+                assert low <= row["percent_of_mean"] <= high
+                full = next(
+                    each["accuracy"] for each in figures["rows"]
+                    if each["method"] == "unpruned" and (each["type"], each["task"]) == (row["type"], "mean")
+                )  # fmt: skip
+                assert row["percent_of_mean"] == pytest.approx(100 * row["accuracy"] / full, abs=0.05)
 
     def test_labels(self) -> None:
         figures = summarize(answers(), METHODS, RATIOS, resamples=20)

@@ -94,7 +94,7 @@ def test_the_results_page_shows_the_controls() -> None:
         ratio = 1.0 if name == "unpruned" else 0.1
         accuracies = [f"{means[name, kind, ratio]['accuracy']:.3f}" for kind in ("semantic", "voice", "sound", "all")]
         whole = means[name, "all", ratio]
-        assert cells == [*accuracies, f"{whole['percent_of_unpruned']:.1f}", f"{whole['evidence_recall']:.3f}"]
+        assert cells == [*accuracies, f"{whole['percent_of_mean']:.1f}", f"{whole['evidence_recall']:.3f}"]
     for test in figures["tests"]:
         if test["a"] == "one pass, true type" and test["b"] == "one pass, swapped":
             assert f"{test['difference']:+.3f}".replace("0.", ".", 1) in part

@@ -53,16 +53,21 @@ def page(figures: Mapping[str, Any]) -> str:
     for name in dict.fromkeys(row["length_s"] for row in figures["lengths"]):
         rows = [row for row in figures["lengths"] if row["type"] == "all" and row["length_s"] == name]
         parts.append(
-            f"## Audio of {name} s, n = {rows[0]['n']}\n\nPercent of unpruned @ cost.\n\n"
-            + _by_ratio(rows, lambda row: f"{_number(row['percent_of_unpruned'], 1)} @ {row['cost']:.3f}")
+            f"## Audio of {name} s, n = {rows[0]['n']}\n\nAccuracy (percent of unpruned) @ cost.\n\n"
+            + _by_ratio(
+                rows, lambda row: f"{row['accuracy']:.3f} ({_number(row['percent_of_mean'], 1)}) @ {row['cost']:.3f}"
+            )
         )
     parts += [
+        "## Percent, task by task\n\nMean over tasks of pruned / unpruned accuracy, in percent, with its 95 % "
+        "interval. A task that is hardly ever answered counts as much as the others: two right answers instead of one "
+        "are 200.\n\n" + _by_ratio(everything, lambda row: _with_interval(row, "percent_of_unpruned", "percent_ci95")),
         "## Evidence recall\n\nShare of the audio tokens that hold the answer that was kept.\n\n"
         + _by_ratio(everything, lambda row: _number(row["evidence_recall"], 3)),
         "## Answers that are none\n\nShare of all answers.\n\n"
         + _by_ratio(everything, lambda row: f"{row['invalid']:.3f}"),
         "## Applied ratio\n\n" + _by_ratio(everything, lambda row: f"{row['applied_ratio']:.4f}"),
-        "## Thirds\n\nPercent of unpruned on three disjoint thirds of the audios.\n\n"
+        "## Thirds\n\nPercent of the unpruned mean on three disjoint thirds of the audios.\n\n"
         + _by_ratio(everything, lambda row: " / ".join(_number(value, 1) for value in row["percent_by_third"])),
     ]
     for a in dict.fromkeys(test["a"] for test in figures["tests"]):
@@ -135,10 +140,14 @@ def _by_ratio(rows: Sequence[_Row], cell: Callable[[_Row], str], method: str = "
 
 
 def _accuracy(row: _Row) -> str:
-    text = f"{row['accuracy']:.3f} ({_number(row['percent_of_unpruned'], 1)}"
-    if row["percent_ci95"] is not None and row["method"] != UNPRUNED:
-        text += f", {row['percent_ci95'][0]:.1f} to {row['percent_ci95'][1]:.1f}"
-    return f"{text})"
+    return f"{row['accuracy']:.3f} ({_with_interval(row, 'percent_of_mean', 'percent_of_mean_ci95')})"
+
+
+def _with_interval(row: _Row, value: str, interval: str) -> str:
+    text = _number(row[value], 1)
+    if row[interval] is not None and row["method"] != UNPRUNED:
+        text += f", {row[interval][0]:.1f} to {row[interval][1]:.1f}"
+    return text
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -202,9 +211,9 @@ def draw(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] | None =
     panels("accuracy", f"Accuracy; {bands} against unpruned", (kept, "accuracy, mean over tasks"), "applied_ratio",
            "accuracy", "accuracy_band")  # fmt: skip
     panels("percent", f"Percent of unpruned; {bands}", (kept, "percent of unpruned"), "applied_ratio",
-           "percent_of_unpruned", "percent_ci95")  # fmt: skip
+           "percent_of_mean", "percent_of_mean_ci95")  # fmt: skip
     panels("cost", "Percent of unpruned over measured cost", ("prefill time / unpruned", "percent of unpruned"), "cost",
-           "percent_of_unpruned")  # fmt: skip
+           "percent_of_mean")  # fmt: skip
     panels("recall", "Evidence recall", (kept, "share of evidence tokens kept"), "applied_ratio", "evidence_recall")
 
     routes = [route for route in figures["routes"] if route["method"] in shown]
