@@ -200,8 +200,8 @@ def _ask(
         def __init__(self, into: _Pass, pruned: HeadRouterCallback | None) -> None:
             self.into, self.pruned = into, pruned
 
-        def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
-            self.into.answers.extend(outputs["texts"])
+        def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+            self.into.answers.extend(row["text"] for row in outputs)
             if self.pruned is not None:
                 self.into.samples.extend(self.pruned.report.samples)
 
@@ -213,9 +213,8 @@ def _ask(
             callbacks=[*([] if pruned is None else [pruned]), Collect(found, pruned)],
         )  # fmt: skip
         with time_prefills(model) as found.seconds:
-            trainer.validate(
-                module, datamodule=AudioPromptDataModule(processor, validate=records, allow_silence=True), verbose=False
-            )
+            data = AudioPromptDataModule(processor, predict=records, allow_silence=True)
+            trainer.predict(module, datamodule=data, return_predictions=False)
         return found
 
     with _less_lightning(), _encode_once(model):
