@@ -100,6 +100,24 @@ def test_the_results_page_shows_the_controls() -> None:
             assert f"{test['difference']:+.3f}".replace("0.", ".", 1) in part
 
 
+def test_the_results_page_shows_long_audio() -> None:
+    figures = json.loads((DOCS / "data" / "pocket_compare_long.json").read_text(encoding="utf-8"))
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    part = text[text.index("## Long audio") :]
+    assert figures["command"] in part
+    assert f"{figures['questions']} questions about 120 and 300 s" in part
+    assert f"of {figures['questions_planned']})" in part
+    means = read_means(figures)
+    _, *lines = read_tables(part)
+    assert [line[0] for line in lines] == ["unpruned", *(method["name"] for method in figures["methods"])]
+    for name, *cells in lines:
+        rows = [means[name, "all", 1.0 if name == "unpruned" else ratio] for ratio in (0.3, 0.1)]
+        for row, accuracy, cost in zip(rows, cells[:2], cells[2:4], strict=True):
+            assert accuracy.startswith(f"{row['accuracy']:.3f} ({row['percent_of_mean']:.1f}")
+            assert cost == f"{row['cost']:.3f}"
+        assert cells[4] == f"{rows[1]['evidence_recall']:.3f}"
+
+
 def test_the_readmes_table_is_of_the_comparison() -> None:
     figures = json.loads((DOCS / "data" / "pocket_compare.json").read_text(encoding="utf-8"))
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
