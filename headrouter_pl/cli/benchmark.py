@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.results import check_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,6 +167,8 @@ def _check(
         raise ConfigurationError(f"decode_tokens must be at least 0, got {decode_tokens}.")
     if output is not None and Path(output).suffix != ".json":
         raise ConfigurationError(f"output must be a .json file; its page and figure go beside it. Got {output!r}.")
+    if output is not None:
+        check_output(output)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def compare(
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
     from headrouter_pl.data.pocket.questions import QUESTION_TASKS
     from headrouter_pl.models.checkpoints import get_dtype
-    from headrouter_pl.results import ResultsLog, write_text
+    from headrouter_pl.results import ResultsLog, check_output, write_text
 
     chosen = read_methods(methods)
     ratios = read_ratios(keep_ratios)
@@ -94,6 +94,8 @@ def compare(
         if name not in QUESTION_TASKS:
             raise unknown_name("task", name, QUESTION_TASKS)
     kind = get_dtype(dtype)
+    if output is not None:
+        check_output(output)
     benchmark = PocketBenchmark.open(split)
     asked = [item for item in mix(benchmark.items) if tasks is None or item.task in tasks]
     items = choose_items(asked, lengths, max_scenes)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrouter_pl.data.audio import AudioError, read_audio
 from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.results import check_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +71,7 @@ def demo(
     from headrouter_pl.callbacks import HeadRouterCallback
 
     HeadRouterCallback(ratios[0], layer=layer, scorer=scorer)
+    check_output(output)
     samples = None if audio is None else _read(audio)
     if prompt is not None and not prompt.strip():
         raise HeadRouterError("the prompt is empty: say what to ask about the recording")

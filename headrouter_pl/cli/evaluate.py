@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
 from headrouter_pl.errors import HeadRouterError
-from headrouter_pl.results import ResultsLog, write_text
+from headrouter_pl.results import ResultsLog, check_output, write_text
 
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
@@ -61,6 +61,8 @@ def evaluate(
 
     given = {name: value for name, value in locals().items() if name in evaluate.__annotations__}
     kind = get_dtype(dtype)
+    if output is not None:
+        check_output(output)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(benchmark.items, lengths, max_scenes)
     if not items:

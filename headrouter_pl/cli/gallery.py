@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from headrouter_pl.cli.compare import Asker, check_methods, mix, read_methods, read_ratios
 from headrouter_pl.cli.pocket import choose_items, load_model
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
+from headrouter_pl.results import check_output
 
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
@@ -70,6 +71,7 @@ def gallery(
     check_methods(chosen)
     page = Gallery(title)  # refuses to start without what it needs to end
     kind = get_dtype(dtype)
+    check_output(output)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(mix(benchmark.items), lengths, max_scenes)[:max_questions]
     if not items:
