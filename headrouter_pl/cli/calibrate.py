@@ -82,6 +82,8 @@ def calibrate(
         usual = inspect.signature(calibrate).parameters
         if ignored := [name for name, value in given.items() if value != usual[name].default]:
             raise ConfigurationError(f"{', '.join(ignored)} would be ignored: a linear probe reads embeddings alone.")
+        if not ridge > 0:
+            raise ConfigurationError(f"ridge must be positive, got {ridge}.")
     if split not in ("train", "validation"):
         raise ConfigurationError(f"A profile is fitted on the split 'train' or 'validation', not on {split!r}.")
     path = Path(output)

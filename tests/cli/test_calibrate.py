@@ -260,3 +260,9 @@ def test_a_linear_probe_refuses_what_it_would_ignore(monkeypatch: pytest.MonkeyP
     name = setting.partition("=")[0]
     with pytest.raises(ConfigurationError, match=f"^{name} would be ignored: a linear probe reads embeddings alone"):
         main(["calibrate", "--method=linear_probe", f"--{setting}"])
+
+
+def test_a_linear_probe_needs_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PocketBenchmark, "open", None)
+    with pytest.raises(ConfigurationError, match=r"ridge must be positive, got 0\.0"):
+        main(["calibrate", "--method=linear_probe", "--ridge=0"])
