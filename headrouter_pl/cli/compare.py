@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
+from headrouter_pl.digest import digest
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
 
 if TYPE_CHECKING:
@@ -490,25 +490,15 @@ def _row(
     }
 
 
-def _digest_scorer(method: Method, scorer: Any) -> str:
-    """Of the head weights that a scorer was given, and of the files that its settings name.
+def _digest_scorer(method: Method, scorer: Scorer) -> str:
+    """Of all that a scorer was made with, and of the files that its settings name.
 
-    Those that a method has measured itself do not count: their last bits differ from machine to machine, and what they
-    follow from is in the configuration.
+    The head weights that a method has measured itself do not count: their last bits differ from machine to machine, and
+    what they follow from is in the configuration.
     """
-    import torch
-
-    found = hashlib.sha256()
-    profile = None if method.profile == "self" else getattr(scorer, "profile", None)
-    if dataclasses.is_dataclass(profile):
-        for entry in dataclasses.fields(profile):
-            value = getattr(profile, entry.name)
-            found.update(f"{entry.name}=".encode())
-            found.update(value.float().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
-    for value in _strings([method.profile, dict(method.init_args)]):
-        if Path(value).is_file():
-            found.update(Path(value).read_bytes())
-    return found.hexdigest()[:16]
+    files = [Path(value).read_bytes() for value in _strings([method.profile, dict(method.init_args)])
+             if Path(value).is_file()]  # fmt: skip
+    return digest([None if method.profile == "self" else scorer, files])
 
 
 def _strings(value: Any) -> Iterator[str]:
