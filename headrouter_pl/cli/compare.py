@@ -100,7 +100,7 @@ def compare(
     asked = [item for item in mix(benchmark.items) if tasks is None or item.task in tasks]
     items = choose_items(asked, lengths, max_scenes)
     if not items:
-        raise HeadRouterError(f"the {split} split has no scenes of {lengths} s with questions of {tasks or 'any task'}")
+        raise HeadRouterError(f"the {split} split has no questions of the tasks {tasks}")
     model, processor = load_model(weights, checkpoint, kind)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))

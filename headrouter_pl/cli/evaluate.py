@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
-from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.results import ResultsLog, check_output, write_text
 
 if TYPE_CHECKING:
@@ -65,8 +64,6 @@ def evaluate(
         check_output(output)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(benchmark.items, lengths, max_scenes)
-    if not items:
-        raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
     model, processor = load_model(weights, checkpoint, kind)
     configuration = {
         "weights": weights_digest(model),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrouter_pl.cli.compare import Asker, check_methods, mix, read_methods, read_ratios
 from headrouter_pl.cli.pocket import choose_items, load_model
-from headrouter_pl.errors import ConfigurationError, HeadRouterError
+from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.results import check_output
 
 if TYPE_CHECKING:
@@ -74,8 +74,6 @@ def gallery(
     check_output(output)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(mix(benchmark.items), lengths, max_scenes)[:max_questions]
-    if not items:
-        raise HeadRouterError(f"the {split} split has no scenes of {lengths} s")
     model, processor = load_model(weights, checkpoint, kind)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))

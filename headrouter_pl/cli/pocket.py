@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
 
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
@@ -18,12 +18,21 @@ MAX_NEW_TOKENS = 48
 
 
 def choose_items(items: Sequence[PocketItem], lengths: list[int] | None, max_scenes: int | None) -> list[PocketItem]:
-    """The questions about the first ``max_scenes`` scenes of each of these lengths, in seconds; None for all."""
+    """The questions about the first ``max_scenes`` scenes of each of these lengths, in seconds; None for all.
+
+    Raises:
+        HeadRouterError: No scene is of one of the lengths.
+        ConfigurationError: ``max_scenes`` is not positive.
+    """
     scenes: dict[int, list[str]] = {}
     for item in items:
         seen = scenes.setdefault(round(item.seconds), [])
         if item.audio not in seen:
             seen.append(item.audio)
+    if max_scenes is not None and max_scenes < 1:
+        raise ConfigurationError(f"max_scenes must be positive, got {max_scenes}")
+    if unknown := sorted(set(lengths or ()) - scenes.keys()):
+        raise HeadRouterError(f"no questions about scenes of {unknown} s; there are {sorted(scenes)}")
     wanted = {name for seconds, names in scenes.items() if lengths is None or seconds in lengths
               for name in names[:max_scenes]}  # fmt: skip
     return [item for item in items if item.audio in wanted]

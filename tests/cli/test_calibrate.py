@@ -191,7 +191,7 @@ def test_refused(questions: PocketBenchmark, tmp_path: Path) -> None:
         main(["calibrate", out, "--split=test"])
     with pytest.raises(ConfigurationError, match="Did you mean 'utility'"):
         main(["calibrate", out, "--method=utilty"])
-    with pytest.raises(HeadRouterError, match="no scenes of"):
+    with pytest.raises(HeadRouterError, match=r"no questions about scenes of \[300\] s; there are"):
         main(["calibrate", out, "--lengths=[300]"])
 
 

@@ -430,7 +430,7 @@ class TestSettings:
         for option in ("tested", "drawn"):
             with pytest.raises(HeadRouterError, match=r"Unknown method 'stryde'\. Did you mean 'stride'"):
                 run(tmp_path, **{option: ["stryde"]})
-        with pytest.raises(HeadRouterError, match="no scenes of"):
+        with pytest.raises(HeadRouterError, match=r"no questions about scenes of \[7\] s; there are"):
             run(tmp_path, lengths=[7])
 
     def test_ratios(self) -> None:

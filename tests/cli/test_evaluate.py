@@ -21,7 +21,7 @@ from headrouter_pl.cli import main
 from headrouter_pl.cli.pocket import load_model
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark
-from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.models import pocket_weights
 from headrouter_pl.models.answering import AudioReader
 from headrouter_pl.models.pocket import AUDIO_TOKEN, PocketError
@@ -132,8 +132,10 @@ def test_another_run_is_refused(questions: PocketBenchmark, tmp_path: Path, monk
     monkeypatch.setattr(PocketBenchmark, "open", lambda split: changed)
     with pytest.raises(HeadRouterError, match="other items"):
         command.evaluate(details=details, silenced=False, lengths=[2])
-    with pytest.raises(HeadRouterError, match="no scenes of"):
-        command.evaluate(lengths=[7])
+    with pytest.raises(HeadRouterError, match=r"no questions about scenes of \[7\] s; there are"):
+        command.evaluate(lengths=[1, 7])
+    with pytest.raises(ConfigurationError, match="max_scenes must be positive"):
+        command.evaluate(lengths=[1], max_scenes=0)
 
 
 @pytest.mark.parametrize("content", ['{"configuration"} \n', '{"a": 1}\n', "[]", "[1]\n", "words"])

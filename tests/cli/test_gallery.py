@@ -86,5 +86,5 @@ def test_refusals(questions: PocketBenchmark) -> None:
         command.gallery(METHODS, max_questions=0)
     with pytest.raises(UnknownNameError, match="fastv"):
         command.gallery([{"name": "x", "scorer": "fastw"}])
-    with pytest.raises(HeadRouterError, match="no scenes of"):
+    with pytest.raises(HeadRouterError, match=r"no questions about scenes of \[7\] s; there are"):
         command.gallery(METHODS, lengths=[7])
