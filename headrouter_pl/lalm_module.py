@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -329,12 +330,14 @@ class LALMModule(L.LightningModule):
             options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
             state = dict(get_model_state_dict(self, options=options))
         else:
-            state = self.state_dict() if strategy is None else strategy.lightning_module_state_dict()
+            with self._whole():
+                state = self.state_dict() if strategy is None else strategy.lightning_module_state_dict()
         if strategy is None or strategy.is_global_zero:
             own: dict[str, Any] = {
                 name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")
             }
-            save_adapter(self.model, folder, own, projector=self.save_projector)
+            with self._whole():
+                save_adapter(self.model, folder, own, projector=self.save_projector)
         return Path(folder)
 
     def save_merged(self, folder: str | Path) -> Path:
@@ -398,6 +401,9 @@ class LALMModule(L.LightningModule):
         if hasattr(self.model, "peft_config") and not self._sharded:  # sharded ones are read as a whole
             trained = set(self._trained())
             checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name in trained}
+            with self._whole():  # the adapter of an encoder that is out of the model, too
+                whole = self.state_dict()
+                checkpoint["state_dict"] |= {name: whole[name] for name in self._trained() if name not in trained}
         checkpoint["headrouter_lora"] = self._lora_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -421,6 +427,10 @@ class LALMModule(L.LightningModule):
         if wrong:
             more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise HeadRouterError(f"The checkpoint is of another recipe: {'; '.join(wrong[:5])}{more}.")
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """With the encoder in its place."""
+        return nullcontext() if self.encoded_audio is None else self.encoded_audio.whole()
 
     def _trained(self) -> list[str]:
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]

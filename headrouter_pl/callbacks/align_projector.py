@@ -21,7 +21,8 @@ class AlignProjector(L.Callback):
     The data module gives the recordings, by its method ``utterances()``. A resumed run, and one that begins with the
     weights of another (``initial_checkpoint``, or an ``adapter`` with its projector), are left as they are. Of several
     processes each aligns its copy, and all go on with that of process zero. Sharded weights (FSDP,
-    DeepSpeed) are refused.
+    DeepSpeed) are refused. A module that has an :class:`headrouter_pl.alignment.Alignment` as its ``alignment`` goes on
+    with it.
 
     Args:
         steps: Optimizer steps.
@@ -52,6 +53,7 @@ class AlignProjector(L.Callback):
         if projector is None:
             raise HeadRouterError(f"{type(pl_module).__name__} holds no 'multi_modal_projector' to align.")
         model: Any = pl_module
+        alignment = getattr(pl_module, "alignment", None)
         figures = align_projector(
             projector,
             model.model.get_input_embeddings().weight,
@@ -60,10 +62,12 @@ class AlignProjector(L.Callback):
             steps=self.steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            alignment=alignment,
             progress=trainer.is_global_zero,
         )
         if trainer.world_size > 1:
             # On a GPU the gradient of CTC is not deterministic, and DDP copies weights only when it is set up.
-            for tensor in (*projector.parameters(), *projector.buffers()):
+            trained = [*projector.parameters(), *projector.buffers()]
+            for tensor in [*trained, *(() if alignment is None else alignment.parameters())]:
                 torch.distributed.broadcast(tensor.detach(), src=0)
         rank_zero_info("Aligned: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headrouter_pl import tensorfile
+from headrouter_pl.digest import digest
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "DTYPES",
     "PROJECTOR",
     "PROJECTOR_FILE",
+    "adapter_digest",
     "find_projectors",
     "get_dtype",
     "load_adapter",
@@ -145,6 +147,17 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     except (RuntimeError, ValueError) as error:
         raise HeadRouterError(f"The adapter in {folder} does not fit {type(model).__name__}: {error}") from error
     return adapted
+
+
+def adapter_digest(folder: str | Path, part: str = "") -> str:
+    """Names the weights of an adapter in sixteen hex digits: those with ``part`` in their names; empty if it has none.
+
+    Raises:
+        HeadRouterError: If the folder has no adapter in peft's format.
+    """
+    saved = tensorfile.read(Path(folder) / _ADAPTER_FILE)[1]
+    weights = {name: saved[name] for name in sorted(saved) if part in name}
+    return digest(weights) if weights else ""
 
 
 def save_adapter(

@@ -15,7 +15,7 @@ from headrouter_pl.errors import HeadRouterError
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-__all__ = ["EncodedAudio", "encode_audio", "encode_windows", "encoded_audio"]
+__all__ = ["EncodedAudio", "encode_audio", "encode_windows", "encoded_audio", "run_encoder"]
 
 
 class _Passthrough(nn.Module):
@@ -52,6 +52,15 @@ class EncodedAudio:
             raise HeadRouterError("The model's encoder has been taken out already.")
         self._owner.audio_tower = _Passthrough()
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside the block, the encoder is in its place, wherever it is outside."""
+        now, self._owner.audio_tower = self._owner.audio_tower, self.encoder
+        try:
+            yield
+        finally:
+            self._owner.audio_tower = now
+
     @property
     def restored(self) -> bool:
         """Whether the encoder is in its place again."""
@@ -84,6 +93,18 @@ def encode_windows(model: nn.Module, input_features: Tensor, input_features_mask
     Returns:
         ``[tokens, width]`` in the encoder's dtype: one row for each audio token of the recording.
     """
+    states, lengths = run_encoder(model, input_features, input_features_mask)
+    return states[torch.arange(states.shape[1], device=states.device) < lengths[:, None]]
+
+
+def run_encoder(model: nn.Module, input_features: Tensor, input_features_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The encoder's outputs ``[windows, tokens, width]``, with gradients, and the tokens of each, int64 ``[windows]``.
+
+    Args:
+        model: An Audio Flamingo 3 model, in a PEFT model or not.
+        input_features: Mel features ``[windows, mels, frames]``, as the processor gives them.
+        input_features_mask: Their mask, ``[windows, frames]``.
+    """
     encoder: Any = _owner(model).audio_tower
     if isinstance(encoder, _Passthrough):
         raise HeadRouterError("The model's encoder has been taken out; restore it to encode.")
@@ -91,7 +112,7 @@ def encode_windows(model: nn.Module, input_features: Tensor, input_features_mask
     mask = input_features_mask.to(weight.device)
     states = encoder(input_features.to(weight), input_features_mask=mask, return_dict=True).last_hidden_state
     _, lengths = encoder._get_feat_extract_output_lengths(mask.sum(-1).long())
-    return states[torch.arange(states.shape[1], device=states.device) < lengths[:, None]]
+    return states, lengths
 
 
 def encode_audio(model: nn.Module, processor: ProcessorMixin, audio: np.ndarray) -> np.ndarray:

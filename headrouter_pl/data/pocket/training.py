@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
-import torch
 from torch.utils.data import BatchSampler, Dataset
 
 from headrouter_pl.alignment import Utterance
@@ -31,6 +30,7 @@ from headrouter_pl.data.pocket.windows import (
     draw_varied_window,
     draw_window,
 )
+from headrouter_pl.models.checkpoints import adapter_digest
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -165,6 +165,8 @@ class PocketDataModule(L.LightningDataModule):
         validation_windows: Number to validate on, of clips held out.
         max_tokens: Tokens in a batch, padding included.
         noise: Of the training audios' encoder outputs, in standard deviations of each channel.
+        encoder: Folder of an adapter of the encoder, in peft's format, to encode with; see
+            :class:`headrouter_pl.alignment_module.AlignmentModule`.
         seed: Of windows, questions and order.
         cache: :func:`headrouter_pl.wheels.cache_root` if None.
     """
@@ -180,6 +182,7 @@ class PocketDataModule(L.LightningDataModule):
         validation_windows: int = 100,
         max_tokens: int = 1100,
         noise: float = 0.0,
+        encoder: str | None = None,
         seed: int = 0,
         cache: str | None = None,
     ) -> None:
@@ -197,20 +200,24 @@ class PocketDataModule(L.LightningDataModule):
         }
         self.max_tokens = max_tokens
         self.noise = noise
+        self.encoder = encoder
         self.seed = seed
         self.cache = None if cache is None else Path(cache)
 
     def prepare_data(self) -> None:
         """Decodes clips and encodes windows that are not cached."""
+        from headrouter_pl.models.checkpoints import load_adapter, merge_adapter
         from headrouter_pl.models.pocket import load_pocket
 
         library = ClipLibrary.open(cache=self.cache)
-        model = None
+        model: Any = None
         for split in self.counts:
             for windows in self._encoded(library, split):
                 if windows.missing():
                     if model is None:
-                        model, processor = load_pocket(self.cache, dtype=torch.bfloat16)
+                        model, processor = load_pocket(self.cache)
+                        if self.encoder is not None:
+                            model = merge_adapter(load_adapter(model, self.encoder))
                     windows.encode(model, processor)
 
     def setup(self, stage: str) -> None:
@@ -223,7 +230,11 @@ class PocketDataModule(L.LightningDataModule):
 
     def _encoded(self, library: ClipLibrary, split: str) -> list[EncodedWindows]:
         pools = Pools.of(library, split)
-        return [EncodedWindows(pools, count, self.seed, self.cache, draw) for draw, count in self.counts[split].items()]
+        encoder = "" if self.encoder is None else adapter_digest(self.encoder, ".audio_tower.")
+        return [
+            EncodedWindows(pools, count, self.seed, self.cache, draw, encoder)
+            for draw, count in self.counts[split].items()
+        ]
 
     def _windows(self, split: str) -> WindowPool:
         return WindowPool(self._encoded(self.library, split))

@@ -116,6 +116,7 @@ class EncodedWindows(Sequence[np.ndarray]):
         seed: Seed of the first; window ``i`` does not depend on ``size``.
         cache: :func:`headrouter_pl.wheels.cache_root` if None.
         draw: Draws a window: :func:`draw_window` or another of this file.
+        encoder: What tells the encoder's weights from those that it comes with, for which it is empty.
     """
 
     def __init__(
@@ -125,11 +126,13 @@ class EncodedWindows(Sequence[np.ndarray]):
         seed: int = 0,
         cache: Path | None = None,
         draw: Callable[[np.random.Generator, Pools], Scene] = draw_window,
+        encoder: str = "",
     ) -> None:
         self.pools = pools
         self.size = size
         self.seed = seed
         self.draw = draw
+        self.encoder = encoder
         self.folder = (cache_root() if cache is None else Path(cache)) / "pocket-windows"
 
     def __len__(self) -> int:
@@ -157,7 +160,8 @@ class EncodedWindows(Sequence[np.ndarray]):
                 + ([] if scene.background is None else [digests[scene.background]])
                 for scene in scenes
             ]
-            recipe = json.dumps([_RECIPE, [scene.to_dict() for scene in scenes], heard])
+            of = [self.encoder] if self.encoder else []
+            recipe = json.dumps([_RECIPE, [scene.to_dict() for scene in scenes], heard, *of])
             paths.append(self.folder / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.npy")
         return paths
 
