@@ -250,6 +250,7 @@ class _Answers:
     """Answers of one method at one ratio to n questions, averaged over seeds; float ``[n]`` each."""
 
     right: _Floats
+    same: _Floats
     valid: _Floats
     applied: _Floats
     cost: _Floats
@@ -268,7 +269,7 @@ def summarize(
 
     Args:
         rows: One an answer: ``item`` (key of the question), ``task``, ``type``, ``seconds``, ``method``, ``seed``,
-            ``keep_ratio``, ``applied_ratio``, ``right``, ``valid``, ``evidence_recall``, ``route``,
+            ``keep_ratio``, ``applied_ratio``, ``text``, ``right``, ``valid``, ``evidence_recall``, ``route``,
             ``prefill_seconds`` and ``unpruned_seconds``.
         methods: The methods.
         keep_ratios: The ratios they ran at, all below 1.
@@ -278,7 +279,8 @@ def summarize(
     Returns:
         - ``questions``: how many.
         - ``rows``: ``method``, ``scorer``, ``profile``, ``router``, ``keep_ratio``, ``applied_ratio`` (mean), ``type``,
-          ``task``, ``n``, ``accuracy``, ``percent_of_unpruned``, ``cost`` (median of pruned / unpruned prefill time of
+          ``task``, ``n``, ``accuracy``, ``agreement`` (share of answers that are, to the letter, those of the unpruned
+          model, right or wrong), ``percent_of_unpruned``, ``cost`` (median of pruned / unpruned prefill time of
           the same question), ``evidence_recall`` and ``invalid`` (share of answers that are none; they count as wrong).
           Rows with task ``"mean"`` hold means over the tasks of a type or of ``"all"``; they also have
           ``accuracy_band`` (95 % interval of the difference to the unpruned model, about the unpruned accuracy),
@@ -286,7 +288,8 @@ def summarize(
           hardly ever answered can move a mean of shares by itself), ``percent_of_mean_ci95``, and ``percent_by_third``
           (the same on three disjoint thirds of the audios).
         - ``lengths``: the same means for each length of audio, and for all of a minute or more, under ``length_s``.
-        - ``tests``: ``a``, ``b``, ``keep_ratio``, ``type``, ``n``, ``difference``, ``ci95``, ``p``.
+        - ``tests``: ``a``, ``b``, ``keep_ratio``, ``type``, ``n``, ``difference`` (of accuracy), ``ci95``, ``p``, and
+          of agreement ``agreement_difference``, ``agreement_ci95``, ``agreement_p``.
         - ``routes``: for each method that routes and each type of question that its profile knows, or its family,
           ``n``, ``histogram`` (questions by the probability that this type was given, in ten equal bins) and ``mean``
           (type -> mean probability).
@@ -302,7 +305,8 @@ def summarize(
         item for item in first if all(len(by_run.get(run, {}).get(item, ())) == count for run, count in wanted.items())
     ]
     items = [first[item][0] for item in whole]
-    found = {run: _answers([by_run[run][item] for item in whole]) for run in wanted} if items else {}
+    full = [item["text"] for item in items]
+    found = {run: _answers([by_run[run][item] for item in whole], full) for run in wanted} if items else {}
     figures: dict[str, Any] = {"questions": len(items), "rows": [], "lengths": [], "tests": [], "routes": []}
     if not items:
         return figures
@@ -326,14 +330,10 @@ def summarize(
                 for b in (UNPRUNED, *known):
                     if b != a:
                         one, other = runs.index((a, ratio)), runs.index((b, 1.0 if b == UNPRUNED else ratio))
-                        test = _difference(
-                            float(means.exact[one] - means.exact[other]), means.drawn[:, one] - means.drawn[:, other]
-                        )
+                        pair = {"a": a, "b": b, "keep_ratio": ratio, "type": kind, "n": len(part)}
                         figures["tests"].append(
-                            {"a": a, "b": b, "keep_ratio": ratio, "type": kind, "n": len(part),
-                             "difference": round(test.difference, 4), "ci95": [round(bound, 4) for bound in test.ci95],
-                             "p": round(test.p, 5)}
-                        )  # fmt: skip
+                            pair | means.accuracy.test(one, other) | means.agreement.test(one, other, "agreement_")
+                        )
         for name, lengths in _lengths(items):
             there = np.array([i for i in part if round(items[i]["seconds"]) in lengths], dtype=np.int64)
             if len(there):
@@ -350,12 +350,16 @@ def summarize(
     return figures
 
 
-def _answers(by_item: Sequence[Sequence[Mapping[str, Any]]]) -> _Answers:
+def _answers(by_item: Sequence[Sequence[Mapping[str, Any]]], full: Sequence[str]) -> _Answers:
+    """Of the answers to each question, and of what the unpruned model said to it."""
+
     def mean(of: Any) -> _Floats:
         return np.array([[of(row) for row in rows] for rows in by_item], dtype=float).mean(1)
 
+    same = [[row["text"] == text for row in rows] for rows, text in zip(by_item, full, strict=True)]
     return _Answers(
         right=mean(lambda row: row["right"]),
+        same=np.array(same, dtype=float).mean(1),
         valid=mean(lambda row: row["valid"]),
         applied=mean(lambda row: row["applied_ratio"]),
         cost=mean(lambda row: row["prefill_seconds"] / row["unpruned_seconds"]),
@@ -388,6 +392,7 @@ def _plain(part: NDArray[np.int64], items: _Items, answers: _Answers, found: _Fo
         "applied_ratio": round(float(answers.applied[part].mean()), 4),
         "n": len(part),
         "accuracy": round(float(mean_over_tasks(answers.right[part], tasks)), 4),
+        "agreement": round(float(mean_over_tasks(answers.same[part], tasks)), 4),
         "percent_of_unpruned": _percent(part, items, answers, found),
         "cost": round(float(np.median(answers.cost[part])), 4),
         "evidence_recall": None if recall is None else round(float(recall), 4),
@@ -412,23 +417,41 @@ def _percent_of_mean(part: NDArray[np.int64], items: _Items, answers: _Answers, 
 
 
 @dataclass(frozen=True)
-class _Means:
-    """Means over tasks of C runs on some questions.
+class _Drawn:
+    """A mean over tasks under C methods.
 
     Attributes:
-        figures: Run -> its figures.
-        exact: Accuracies ``[C]``.
-        drawn: Their resamples ``[R, C]``.
+        exact: ``[C]``.
+        drawn: Its resamples ``[R, C]``.
     """
 
-    figures: Mapping[tuple[str, float], dict[str, Any]]
     exact: _Floats
     drawn: _Floats
+
+    def test(self, one: int, other: int, prefix: str = "") -> dict[str, Any]:
+        """The difference between two of the methods, its interval and p, named with a prefix."""
+        found = _difference(float(self.exact[one] - self.exact[other]), self.drawn[:, one] - self.drawn[:, other])
+        return {
+            f"{prefix}difference": round(found.difference, 4),
+            f"{prefix}ci95": [round(bound, 4) for bound in found.ci95],
+            f"{prefix}p": round(found.p, 5),
+        }
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Means over tasks of C runs on some questions: run -> its figures, and what tests need."""
+
+    figures: Mapping[tuple[str, float], dict[str, Any]]
+    accuracy: _Drawn
+    agreement: _Drawn
 
 
 def _means(part: NDArray[np.int64], items: _Items, found: _Found, resamples: int) -> _Means:
     tasks = [items[i]["task"] for i in part]
-    values = np.stack([answers.right[part] for answers in found.values()], axis=1)
+    values, same = (
+        np.stack([getattr(answers, name)[part] for answers in found.values()], axis=1) for name in ("right", "same")
+    )
     first = list(found).index((UNPRUNED, 1.0))
     exact = mean_over_tasks(values, tasks)
     drawn, percents = _resample(values, values[:, first], tasks, resamples)
@@ -449,8 +472,8 @@ def _means(part: NDArray[np.int64], items: _Items, found: _Found, resamples: int
             }
             for i, (run, answers) in enumerate(found.items())
         },
-        exact,
-        drawn,
+        _Drawn(exact, drawn),
+        _Drawn(mean_over_tasks(same, tasks), resample_weights(tasks, resamples=resamples) @ same),
     )
 
 

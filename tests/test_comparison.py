@@ -141,6 +141,7 @@ def answers(questions: int = 12, seed: int = 0) -> list[dict[str, Any]]:
             seconds = 1.0 if name == UNPRUNED else float(rng.random())
             rows.append(item | {
                 "method": name, "seed": drawn, "keep_ratio": ratio, "applied_ratio": ratio + 0.01 * (ratio < 1),
+                "text": ("yes", "no")[int(rng.random() < 0.3)],
                 "right": valid and bool(number < 3 or rng.random() < 0.6), "valid": valid,
                 "evidence_recall": None if number % 5 == 0 else float(rng.random()), "route": route,
                 "prefill_seconds": 2 * seconds, "unpruned_seconds": 2.0,
@@ -166,6 +167,10 @@ class TestSummarize:
                 assert row["type"] == kind
                 assert row["n"] == 4
                 assert row["accuracy"] == pytest.approx(accuracy, abs=1e-4)
+                said = {f["item"]: f["text"] for f in full}
+                same = np.mean([g["text"] == said[g["item"]] for g in given])
+                assert row["agreement"] == pytest.approx(same, abs=1e-4)
+                assert (same == 1) == (name == UNPRUNED)
                 assert row["percent_of_unpruned"] == pytest.approx(
                     100 * accuracy / np.mean([f["right"] for f in full]), abs=0.01
                 )
@@ -189,7 +194,7 @@ class TestSummarize:
                 (row,) = of(figures["rows"], method=name, keep_ratio=ratio, task="mean", type=kind)
                 assert len(found) == tasks
                 assert row["n"] == 4 * tasks
-                for figure in ("accuracy", "percent_of_unpruned", "evidence_recall"):
+                for figure in ("accuracy", "agreement", "percent_of_unpruned", "evidence_recall"):
                     assert row[figure] == pytest.approx(np.mean([f[figure] for f in found]), abs=0.01)
                 low, high = row["accuracy_band"]
                 assert low <= row["accuracy"] <= high
@@ -243,6 +248,19 @@ class TestSummarize:
         assert found["difference"] == pytest.approx(want.difference, abs=1e-4)
         np.testing.assert_allclose(found["ci95"], want.ci95, atol=0.02)
         assert found["p"] == pytest.approx(want.p, abs=0.03)
+        said = {row["item"]: row["text"] for row in of(rows, method=UNPRUNED)}
+        a, b = (
+            [
+                np.mean([r["text"] == said[item] for r in of(rows, item=item, method=name, keep_ratio=0.1)])
+                for item in names
+            ]
+            for name in ("routed", "random")
+        )
+        want = paired_bootstrap(a, b, [name.rsplit("/", 1)[1] for name in names])
+        assert found["agreement_difference"] == pytest.approx(want.difference, abs=1e-4)
+        assert found["agreement_difference"] != found["difference"]
+        np.testing.assert_allclose(found["agreement_ci95"], want.ci95, atol=0.02)
+        assert found["agreement_p"] == pytest.approx(want.p, abs=0.03)
 
     def test_only_questions_that_all_have_answered(self) -> None:
         rows = answers()

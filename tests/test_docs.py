@@ -94,7 +94,8 @@ def test_the_results_page_shows_the_controls() -> None:
         ratio = 1.0 if name == "unpruned" else 0.1
         accuracies = [f"{means[name, kind, ratio]['accuracy']:.3f}" for kind in ("semantic", "voice", "sound", "all")]
         whole = means[name, "all", ratio]
-        assert cells == [*accuracies, f"{whole['percent_of_mean']:.1f}", f"{whole['evidence_recall']:.3f}"]
+        others = f"{whole['agreement']:.3f}", f"{whole['evidence_recall']:.3f}"
+        assert cells == [*accuracies, f"{whole['percent_of_mean']:.1f}", *others]
     for test in figures["tests"]:
         if test["a"] == "one pass, true type" and test["b"] == "one pass, swapped":
             assert f"{test['difference']:+.3f}".replace("0.", ".", 1) in part
@@ -115,7 +116,7 @@ def test_the_results_page_shows_long_audio() -> None:
         for row, accuracy, cost in zip(rows, cells[:2], cells[2:4], strict=True):
             assert accuracy.startswith(f"{row['accuracy']:.3f} ({row['percent_of_mean']:.1f}")
             assert cost == f"{row['cost']:.3f}"
-        assert cells[4] == f"{rows[1]['evidence_recall']:.3f}"
+        assert cells[4:] == [f"{rows[1]['agreement']:.3f}", f"{rows[1]['evidence_recall']:.3f}"]
 
 
 def test_the_readmes_table_is_of_the_comparison() -> None:
@@ -129,7 +130,9 @@ def test_the_readmes_table_is_of_the_comparison() -> None:
         name = name.split(",")[0]
         ratios = (1.0,) * 4 if name == "unpruned" else (0.7, 0.5, 0.3, 0.1)
         for cell, ratio in zip(accuracies, ratios, strict=True):
-            assert cell == f"{means[name, 'all', ratio]['accuracy']:.3f}", (name, ratio)
+            row = means[name, "all", ratio]
+            agreement = "" if name == "unpruned" else f" ({100 * row['agreement']:.0f} %)"
+            assert cell == f"{row['accuracy']:.3f}{agreement}", (name, ratio)
         assert cost == ("1" if name == "unpruned" else f"{means[name, 'all', 0.1]['cost']:.2f}"), name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ def write_report(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] 
 
     Args:
         figures: What ``compare`` returns, of at least one question.
-        folder: For ``comparison.md``, ``rows.csv``, ``lengths.csv``, ``tests.csv``, ``accuracy.png``, ``percent.png``,
-            ``cost.png``, ``recall.png`` and, with methods that route, ``routes.png``.
+        folder: For ``comparison.md``, ``rows.csv``, ``lengths.csv``, ``tests.csv``, ``accuracy.png``,
+            ``agreement.png``, ``percent.png``, ``cost.png``, ``recall.png`` and, with methods that route,
+            ``routes.png``.
         drawn: Methods that the figures show; all if None.
     """
     write_text(folder / "comparison.md", page(figures))
@@ -76,12 +78,10 @@ def page(figures: Mapping[str, Any]) -> str:
             parts.append(
                 f"## {a} against others, {kind}, n = {rows[0]['n']}\n\n"
                 "Difference of accuracy, its 95 % interval, and p, by paired bootstrap.\n\n"
+                + _by_ratio(rows, _difference, "b")
+                + "\n\nDifference of agreement with the unpruned model.\n\n"
                 + _by_ratio(
-                    rows,
-                    lambda test: (
-                        f"{test['difference']:+.3f} [{test['ci95'][0]:+.3f}, {test['ci95'][1]:+.3f}] p {test['p']:.4f}"
-                    ),
-                    "b",
+                    [test for test in rows if test["b"] != UNPRUNED], partial(_difference, of="agreement_"), "b"
                 )
             )
     if figures["routes"]:
@@ -95,7 +95,7 @@ def page(figures: Mapping[str, Any]) -> str:
 
 
 def _main_tables(figures: Mapping[str, Any]) -> list[str]:
-    """Accuracy of each type, and cost."""
+    """Accuracy of each type, agreement, and cost."""
     means = [row for row in figures["rows"] if row["task"] == "mean"]
     parts = []
     for kind in dict.fromkeys(row["type"] for row in means):
@@ -104,9 +104,14 @@ def _main_tables(figures: Mapping[str, Any]) -> list[str]:
             f"## Accuracy, {kind}, n = {rows[0]['n']}\n\nIn brackets: percent of unpruned, with its 95 % interval.\n\n"
             + _by_ratio(rows, _accuracy)
         )
+    everything = [row for row in means if row["type"] == "all"]
+    parts.append(
+        f"## Agreement, all, n = {everything[0]['n']}\n\nShare of answers that are, to the letter, those of the "
+        "unpruned model, right or wrong.\n\n" + _by_ratio(everything, lambda row: f"{row['agreement']:.3f}")
+    )
     parts.append(
         "## Cost\n\nMedian of pruned over unpruned prefill time of the same question, all passes included.\n\n"
-        + _by_ratio([row for row in means if row["type"] == "all"], lambda row: f"{row['cost']:.3f}")
+        + _by_ratio(everything, lambda row: f"{row['cost']:.3f}")
     )
     return parts
 
@@ -143,6 +148,11 @@ def _accuracy(row: _Row) -> str:
     return f"{row['accuracy']:.3f} ({_with_interval(row, 'percent_of_mean', 'percent_of_mean_ci95')})"
 
 
+def _difference(test: _Row, of: str = "") -> str:
+    low, high = test[f"{of}ci95"]
+    return f"{test[f'{of}difference']:+.3f} [{low:+.3f}, {high:+.3f}] p {test[f'{of}p']:.4f}"
+
+
 def _with_interval(row: _Row, value: str, interval: str) -> str:
     text = _number(row[value], 1)
     if row[interval] is not None and row["method"] != UNPRUNED:
@@ -155,7 +165,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def draw(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] | None = None) -> list[Path]:
-    """Draws accuracy, percent of unpruned, cost, evidence recall and routes.
+    """Draws accuracy, agreement, percent of unpruned, cost, evidence recall and routes.
 
     Args:
         figures: What ``compare`` returns, of at least one question.
@@ -210,6 +220,8 @@ def draw(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] | None =
     kept, bands = "share of audio tokens kept", "bands: 95 % paired bootstrap"
     panels("accuracy", f"Accuracy; {bands} against unpruned", (kept, "accuracy, mean over tasks"), "applied_ratio",
            "accuracy", "accuracy_band")  # fmt: skip
+    panels("agreement", "Answers as the unpruned model's", (kept, "share of answers, mean over tasks"), "applied_ratio",
+           "agreement")  # fmt: skip
     panels("percent", f"Percent of unpruned; {bands}", (kept, "percent of unpruned"), "applied_ratio",
            "percent_of_mean", "percent_of_mean_ci95")  # fmt: skip
     panels("cost", "Percent of unpruned over measured cost", ("prefill time / unpruned", "percent of unpruned"), "cost",

@@ -319,7 +319,7 @@ class TestReport:
         assert figures["command"] == f"headrouter-pl compare --config {tmp_path / 'compare.yaml'}"
         assert figures["questions"] == figures["questions_planned"] == 5
         fields = {"scorer", "profile", "router", "keep_ratio", "applied_ratio", "type", "task", "n", "accuracy",
-                  "percent_of_unpruned", "cost", "evidence_recall"}  # fmt: skip
+                  "agreement", "percent_of_unpruned", "cost", "evidence_recall"}  # fmt: skip
         assert all(fields <= row.keys() for row in figures["rows"])
         assert {(row["type"], row["task"]) for row in figures["rows"]} == {
             ("voice", "gender"), ("semantic", "transcription"),
@@ -327,6 +327,7 @@ class TestReport:
         }  # fmt: skip
         assert len(figures["rows"]) == 5 * (1 + 5 * len(RATIOS))
         fields = {"a", "b", "keep_ratio", "type", "n", "difference", "ci95", "p"}
+        fields |= {f"agreement_{name}" for name in ("difference", "ci95", "p")}
         assert all(fields == test.keys() for test in figures["tests"])
         assert len(figures["tests"]) == 5 * len(RATIOS) * 3
         assert {(route["method"], route["type"]) for route in figures["routes"]} == {
@@ -341,8 +342,8 @@ class TestReport:
 
     def test_tables(self, figures: dict[str, Any], tmp_path: Path) -> None:
         page = (tmp_path / "report" / "comparison.md").read_text()
-        for title in ("Accuracy, semantic", "Accuracy, voice", "Accuracy, all", "Cost", "Audio of 2 s",
-                      "known against others, all",
+        for title in ("Accuracy, semantic", "Accuracy, voice", "Accuracy, all", "Agreement, all", "Cost",
+                      "Audio of 2 s", "known against others, all",
                       "Evidence recall", "Answers that are none", "Applied ratio", "Thirds", "Routes"):  # fmt: skip
             assert f"## {title}" in page
         assert f"`{figures['command']}`" in page
@@ -372,7 +373,7 @@ class TestReport:
 
     def test_figures(self, figures: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pyplot = pytest.importorskip("matplotlib.pyplot")
-        names = ("accuracy", "percent", "cost", "recall", "routes")
+        names = ("accuracy", "agreement", "percent", "cost", "recall", "routes")
         for name in names:
             assert (tmp_path / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         found: list[Any] = []
