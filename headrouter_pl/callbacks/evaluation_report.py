@@ -14,7 +14,7 @@ from headrouter_pl.callbacks._common import StageCallback
 from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.results import format_table, write_text
 from headrouter_pl.tasks import Task
-from headrouter_pl.tasks.scoring import TaskScores, percent_of, table
+from headrouter_pl.tasks.scoring import TaskScores, agreement_with, percent_of, table
 
 RESULTS, SAMPLES = "results.json", "samples.jsonl"
 SCORED = ("validate", "test")
@@ -30,12 +30,15 @@ class EvaluationReport(StageCallback):
 
     Args:
         folder: Where to write; results that are there are replaced.
-        unpruned: ``results.json`` of a run without pruning on the same samples, to give scores in percent of.
+        unpruned: ``results.json`` of a run without pruning on the same samples, to give scores in percent of; with its
+            ``samples.jsonl`` beside it, also how many answers are the same.
 
     Attributes:
-        results: What ``results.json`` holds: :func:`headrouter_pl.tasks.scoring.summarize`, ``percent_of_unpruned`` if
-            an unpruned run was given, ``failures`` (key and reason of samples without usable audio) and ``headrouter``
-            (what :class:`HeadRouterCallback` logged: the keep ratio that was applied, and what was saved).
+        results: What ``results.json`` holds: :func:`headrouter_pl.tasks.scoring.summarize`; if an unpruned run was
+            given, ``percent_of_unpruned``, and ``agreement``, the percentage of samples that are answered as they were
+            there (:func:`headrouter_pl.tasks.scoring.agreement_with`); ``failures`` (key and reason of samples without
+            usable audio) and ``headrouter`` (what :class:`HeadRouterCallback` logged: the keep ratio that was applied,
+            and what was saved).
 
     Raises:
         ConfigurationError: If ``unpruned`` is no such file, is of other samples, or would be replaced by this run's.
@@ -44,6 +47,7 @@ class EvaluationReport(StageCallback):
     def __init__(self, folder: str | Path, unpruned: str | Path | None = None) -> None:
         self.folder = Path(folder)
         self.unpruned: dict[str, Any] | None = None
+        self._unpruned_samples: list[dict[str, Any]] | None = None
         self.results: dict[str, Any] = {}
         self._scores = TaskScores()
         if unpruned is not None:
@@ -54,6 +58,9 @@ class EvaluationReport(StageCallback):
                 self.unpruned["tasks"]
             except (OSError, ValueError, LookupError, TypeError) as error:
                 raise ConfigurationError(f"unpruned={str(unpruned)!r} holds no results of a run: {error!r}") from error
+            lines = Path(unpruned).with_name(SAMPLES)
+            if lines.is_file():
+                self._unpruned_samples = _read_samples(lines)
 
     def _part(self, trainer: Trainer) -> Path:
         return self.folder / f"samples.{trainer.global_rank}.part.jsonl"
@@ -99,6 +106,8 @@ class EvaluationReport(StageCallback):
         self._part(trainer).unlink(missing_ok=True)
         if self.unpruned is not None:  # what was scored is on disk already, in case this is refused
             results["percent_of_unpruned"] = percent_of(results, self.unpruned)
+            if self._unpruned_samples is not None:
+                results["agreement"] = agreement_with(samples, self._unpruned_samples, results)
         if trainer.is_global_zero:
             self._write()
             if samples:
@@ -109,3 +118,13 @@ class EvaluationReport(StageCallback):
 
     def _write(self) -> None:
         write_text(self.folder / RESULTS, json.dumps(self.results, ensure_ascii=False, indent=1) + "\n")
+
+
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        for row in rows:
+            row["task"], row["key"], row["answer"], row["text"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigurationError(f"{path} does not hold the samples of a run: {error!r}") from error
+    return rows

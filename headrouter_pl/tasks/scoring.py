@@ -164,16 +164,59 @@ def percent_of(results: Mapping[str, Any], unpruned: Mapping[str, Any]) -> dict[
         raise ConfigurationError(f"The unpruned run is of other samples ({'; '.join(wrong)}); give one of the same.")
     # Of a score of 0, nothing is a percentage.
     percent = {name: 100 * ours[name]["score"] / theirs[name]["score"] for name in ours if theirs[name]["score"] > 0}
+    return _over_tasks(percent, ours)
+
+
+def _over_tasks(percent: Mapping[str, float], tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Percentages of tasks, with their means by family and in all."""
     families = {
-        family: _mean([percent[name] for name in percent if ours[name]["family"] == family])
-        for family in dict.fromkeys(ours[name]["family"] for name in percent)
+        family: _mean([percent[name] for name in percent if tasks[name]["family"] == family])
+        for family in dict.fromkeys(tasks[name]["family"] for name in percent)
     }
     return {"tasks": percent, "families": families, "average": _mean(list(percent.values())) if percent else None}
 
 
+def agreement_with(
+    rows: Sequence[Mapping[str, Any]], unpruned: Sequence[Mapping[str, Any]], results: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How often a run answers as another does, right or wrong, in percent of the samples.
+
+    Two answers are the same if what was read out of them is; of answers that could not be read, if the texts are.
+
+    Args:
+        rows: Of :func:`score_batch`, each sample once.
+        unpruned: The same of the other run.
+        results: What :func:`summarize` says of ``rows``.
+
+    Returns:
+        ``tasks``, and ``families`` and ``average``, means of the tasks' percentages.
+
+    Raises:
+        ConfigurationError: If the other run is not of the same samples.
+    """
+    theirs = {(row["task"], row["key"]): row for row in unpruned}
+    ours = {(row["task"], row["key"]): row for row in rows}
+    if differing := sorted(ours.keys() ^ theirs.keys()):
+        raise ConfigurationError(
+            f"The unpruned run is of other samples: {len(differing)} are in one of the runs alone, the first is "
+            f"{differing[0][1]!r} of {differing[0][0]}; give one of the same."
+        )
+    said = {place: (row["answer"], row["text"] if row["answer"] is None else "") for place, row in ours.items()}
+    same: dict[str, list[float]] = {}
+    for place, row in theirs.items():
+        other = (row["answer"], row["text"] if row["answer"] is None else "")
+        same.setdefault(place[0], []).append(100.0 * (other == said[place]))
+    percent = {name: _mean(same[name]) for name in results["tasks"]}
+    return _over_tasks(percent, results["tasks"])
+
+
 def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Rows of cells: a task each, then the families and the averages; with percentages if ``results`` has them."""
-    percent = results.get("percent_of_unpruned")
+    """Rows of cells: a task each, then the families and the averages; with what ``results`` has of an unpruned run."""
+    compared = {
+        title: results[name]
+        for name, title in (("percent_of_unpruned", "% of unpruned"), ("agreement", "% same answers"))
+        if results.get(name)
+    }
     rows = []
     for name, result in results["tasks"].items():
         rows.append(
@@ -184,15 +227,15 @@ def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
                 "cut": f"{result['cut']} ({result['cut_seconds']:.0f} s)" if result["cut"] else "0",
             }
         )  # fmt: skip
-        if percent:
-            rows[-1]["% of unpruned"] = _cell(percent["tasks"].get(name))
+        for title, found in compared.items():
+            rows[-1][title] = _cell(found["tasks"].get(name))
     means = [(name, results["families"][name]) for name in ("semantic", "acoustic") if name in results["families"]]
     means += [("average", results["average"]), ("average by sample", results["average_by_sample"])]
     for name, score in means:
         rows.append(dict.fromkeys(rows[0], "") | {"task": name, "score": f"{score:.1f}"})
-        if percent:
-            of = percent["average"] if name == "average" else percent["families"].get(name)
-            rows[-1]["% of unpruned"] = "" if name == "average by sample" else _cell(of)
+        for title, found in compared.items():
+            of = found["average"] if name == "average" else found["families"].get(name)
+            rows[-1][title] = "" if name == "average by sample" else _cell(of)
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class TestTenTasks:
         trainer(report).test(make(), datamodule=data(root, batch_size=3), verbose=False)
         assert read(tmp_path)[1] == read(unpruned)[1]
         assert read(tmp_path)[0]["average"] == read(unpruned)[0]["average"]
+        assert report.results["agreement"]["average"] == 100
 
     def test_table_with_pruning_and_an_unpruned_run(
         self, root: Path, unpruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -94,11 +96,19 @@ class TestTenTasks:
         out = capsys.readouterr().out
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line[:1] == "|"]
         assert rows[0][:4] == ["task", "type", "n", "score"]
-        assert rows[0][-1] == "% of unpruned"
+        assert rows[0][-2:] == ["% of unpruned", "% same answers"]
         assert [row[0] for row in rows[2:]] == [*NAMES, "semantic", "acoustic", "average", "average by sample"]
         results = read(tmp_path)[0]
         assert 0.2 < results["headrouter"]["keep_ratio"] < 0.4  # the ratio that was applied
         assert results["percent_of_unpruned"] == report.results["percent_of_unpruned"]
+        before, now = ({row["key"]: row for row in read(folder)[1]} for folder in (unpruned, tmp_path))
+        for name in NAMES:
+            same = [
+                (row["answer"] or row["text"]) == (now[key]["answer"] or now[key]["text"])
+                for key, row in before.items() if row["task"] == name
+            ]  # fmt: skip
+            assert results["agreement"]["tasks"][name] == 100 * sum(same) / len(same)
+        assert results["agreement"]["average"] == sum(results["agreement"]["tasks"].values()) / len(NAMES) < 100
         # The transcripts of a random model are all wrong, whatever is pruned.
         shown = {row[0]: row for row in rows[2:]}
         asr = results["tasks"]["audiomarathon-asr"]
@@ -169,6 +179,23 @@ class TestRefusals:
         (tmp_path / "list.json").write_text("[]", encoding="utf-8")
         with pytest.raises(ConfigurationError, match=r"list.json' holds no results"):
             EvaluationReport(tmp_path, tmp_path / "list.json")
+
+    def test_unpruned_samples(self, root: Path, unpruned: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        other.mkdir()
+        shutil.copy(unpruned / "results.json", other)
+        report = EvaluationReport(tmp_path / "out", other / "results.json")  # alone, it is enough for percentages
+        trainer(report).validate(make(), datamodule=data(root), verbose=False)
+        assert "percent_of_unpruned" in report.results
+        assert "agreement" not in report.results
+        text = (unpruned / "samples.jsonl").read_text(encoding="utf-8")
+        (other / "samples.jsonl").write_text(text.replace("ser/00001", "ser/00007"), encoding="utf-8")
+        report = EvaluationReport(tmp_path / "out", other / "results.json")
+        with pytest.raises(ConfigurationError, match=r"2 are in one of the runs alone, the first is 'ser/00001'"):
+            trainer(report).validate(make(), datamodule=data(root), verbose=False)
+        (other / "samples.jsonl").write_text(text[:-20], encoding="utf-8")
+        with pytest.raises(ConfigurationError, match=r"samples.jsonl does not hold the samples"):
+            EvaluationReport(tmp_path / "out", other / "results.json")
 
     def test_another_number_of_samples(self, root: Path, unpruned: Path, tmp_path: Path) -> None:
         report = EvaluationReport(tmp_path, unpruned / "results.json")
