@@ -3,8 +3,8 @@
 The functions on arrays are numpy alone. :func:`summarize` turns the rows that ``headrouter-pl compare`` writes, one an
 answer, into the figures of its tables and charts.
 
-A mean over tasks weighs every task alike, however many questions it has; resamples are drawn within tasks, so that it
-is this mean whose spread they show.
+A mean over tasks weighs every task alike, however many questions it has. Several questions share an audio, and are
+pruned alike: :func:`summarize` draws whole audios.
 """
 
 from __future__ import annotations
@@ -146,13 +146,17 @@ def percent_of_unpruned(pruned: ArrayLike, unpruned: ArrayLike, tasks: Sequence[
     return float(100 * (of_pruned[known] / of_full[known]).mean()) if known.any() else None
 
 
-def resample_weights(tasks: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> _Floats:
-    """Weights of n questions in bootstrap resamples drawn with replacement within each task.
+def resample_weights(
+    tasks: Sequence[str], groups: Sequence[str] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+) -> _Floats:
+    """Weights of n questions in bootstrap resamples.
 
     One set of weights for all methods keeps their resamples paired.
 
     Args:
         tasks: Tasks of the questions.
+        groups: What is drawn with replacement, with all of its questions: the audio of each. A task of which nothing
+            was drawn is missing from that resample's mean. None draws questions, within each task.
         resamples: How many.
         seed: Of the draw.
 
@@ -160,12 +164,22 @@ def resample_weights(tasks: Sequence[str], *, resamples: int = RESAMPLES, seed: 
         float ``[resamples, n]``: ``weights @ values`` are the means over tasks of the resampled values.
     """
     rng = np.random.default_rng(seed)
-    weights = np.empty((resamples, len(tasks)))
     parts = _parts(tasks)
+    counts = np.empty((resamples, len(tasks)))
+    if groups is None:
+        for part in parts.values():
+            counts[:, part] = rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=resamples)
+    else:
+        of_group = list(_parts(groups).values())
+        drawn = rng.multinomial(len(of_group), np.full(len(of_group), 1 / len(of_group)), size=resamples)
+        for number, part in enumerate(of_group):
+            counts[:, part] = drawn[:, [number]]
+    there = np.zeros((resamples, 1))
     for part in parts.values():
-        drawn = rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=resamples)
-        weights[:, part] = drawn / (len(part) * len(parts))
-    return weights
+        total = counts[:, part].sum(1, keepdims=True)
+        there += total > 0
+        counts[:, part] /= np.maximum(total, 1)
+    return counts / there
 
 
 @dataclass(frozen=True)
@@ -184,13 +198,13 @@ class Difference:
 
 
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, tasks: Sequence[str], *, weights: _Floats | None = None) -> Difference:
-    """Compares two methods on the same questions, by resampling the questions within their tasks.
+    """Compares two methods on the same questions, by resampling the questions.
 
     Args:
         a: float ``[n]``, what each question is worth under the one method.
         b: float ``[n]``, and under the other.
         tasks: Tasks of the questions.
-        weights: Of :func:`resample_weights`, to draw them once for many comparisons.
+        weights: Of :func:`resample_weights`, to draw whole audios, or once for many comparisons.
     """
     weights = resample_weights(tasks) if weights is None else weights
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
@@ -207,21 +221,20 @@ def _difference(found: float, drawn: _Floats) -> Difference:
     return Difference(found, (float(low), float(high)), p)
 
 
-def _resample(values: _Floats, unpruned: _Floats, tasks: Sequence[str], resamples: int) -> tuple[_Floats, _Floats]:
+def _resample(values: _Floats, unpruned: _Floats, tasks: Sequence[str], weights: _Floats) -> tuple[_Floats, _Floats]:
     """Resamples of many methods at once.
 
     Args:
         values: ``[n, C]`` of n questions under C methods.
         unpruned: ``[n]``.
         tasks: Tasks of the questions.
-        resamples: R.
+        weights: ``[R, n]``, of :func:`resample_weights`.
 
     Returns:
         Means over tasks, and percents of unpruned (NaN where no task has one), both ``[R, C]``.
     """
-    weights = resample_weights(tasks, resamples=resamples)
-    shape = resamples, values.shape[1]
-    means, shares, known = np.zeros(shape), np.zeros(shape), np.zeros((resamples, 1))
+    shape = len(weights), values.shape[1]
+    means, shares, known = np.zeros(shape), np.zeros(shape), np.zeros((len(weights), 1))
     for part in _parts(tasks).values():
         of_task = weights[:, part]
         pruned, full = of_task @ values[part], (of_task @ unpruned[part])[:, None]
@@ -312,7 +325,7 @@ def summarize(
         return figures
     known = {method.name: method for method in methods}
     kinds = list(dict.fromkeys(item["type"] for item in items))
-    thirds = _thirds([item["item"] for item in items])
+    thirds = _thirds([_audio(item) for item in items])
     every = np.arange(len(items))
     runs = list(found)
     for kind in (*kinds, "all"):
@@ -454,7 +467,8 @@ def _means(part: NDArray[np.int64], items: _Items, found: _Found, resamples: int
     )
     first = list(found).index((UNPRUNED, 1.0))
     exact = mean_over_tasks(values, tasks)
-    drawn, percents = _resample(values, values[:, first], tasks, resamples)
+    weights = resample_weights(tasks, [_audio(items[i]) for i in part], resamples=resamples)
+    drawn, percents = _resample(values, values[:, first], tasks, weights)
     bounds = np.quantile(drawn - drawn[:, [first]], (0.025, 0.975), axis=0)
     percents = percents[~np.isnan(percents).any(1)]
     shares = np.quantile(percents, (0.025, 0.975), axis=0) if len(percents) else None
@@ -473,7 +487,7 @@ def _means(part: NDArray[np.int64], items: _Items, found: _Found, resamples: int
             for i, (run, answers) in enumerate(found.items())
         },
         _Drawn(exact, drawn),
-        _Drawn(mean_over_tasks(same, tasks), resample_weights(tasks, resamples=resamples) @ same),
+        _Drawn(mean_over_tasks(same, tasks), weights @ same),
     )
 
 
@@ -481,12 +495,16 @@ def _bounds(found: _Floats | None, column: int) -> list[float] | None:
     return None if found is None else [round(float(bound), 2) for bound in found[:, column]]
 
 
-def _thirds(keys: Sequence[str]) -> NDArray[np.int64]:
+def _audio(item: Mapping[str, Any]) -> str:
+    """What an item is asked about: its key is that and the task."""
+    return str(item["item"].rsplit("/", 1)[0])
+
+
+def _thirds(audios: Sequence[str]) -> NDArray[np.int64]:
     """Which third each question is in: those about one audio together, audios drawn once and for all."""
-    audios = sorted({key.rsplit("/", 1)[0] for key in keys})
-    drawn = np.random.default_rng(0).permutation(len(audios)) % 3
-    number = dict(zip(audios, drawn, strict=True))
-    return np.array([number[key.rsplit("/", 1)[0]] for key in keys])
+    known = sorted(set(audios))
+    number = dict(zip(known, np.random.default_rng(0).permutation(len(known)) % 3, strict=True))
+    return np.array([number[audio] for audio in audios])
 
 
 def _lengths(items: _Items) -> Iterator[tuple[int | str, Collection[int]]]:

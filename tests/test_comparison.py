@@ -90,6 +90,40 @@ class TestBootstrap:
         np.testing.assert_array_equal(weights, resample_weights(TASKS, resamples=3000))
         assert (weights != resample_weights(TASKS, resamples=3000, seed=1)).any()
 
+    def test_weights_of_groups_are_resamples_of_whole_groups(self) -> None:
+        tasks, groups = ["a", "b", "a", "b", "a", "c"], ["x", "x", "y", "y", "z", "z"]
+        weights = resample_weights(tasks, groups, resamples=3000)
+        np.testing.assert_allclose(weights.sum(1), 1)
+        counts = np.zeros((3000, 3))
+        for task in "abc":
+            part = [i for i, name in enumerate(tasks) if name == task]
+            of_task = weights[:, part] / np.maximum(weights[:, part].sum(1, keepdims=True), 1e-9)
+            if task == "a":  # one question of each group
+                counts = of_task
+        # Questions of one group come together, as often as it was drawn: b's are x and y in a's proportions.
+        x, y = counts[:, 0], counts[:, 1]
+        drawn = x + y > 0
+        np.testing.assert_allclose(
+            (weights[:, 1] / (weights[:, 1] + weights[:, 3]).clip(1e-9))[drawn], (x / (x + y).clip(1e-9))[drawn]
+        )
+        # Without z no c: the mean is then over the two other tasks.
+        without = weights[:, 5] == 0
+        assert 0.2 < without.mean() < 0.4  # (2/3)^3 = .30
+        np.testing.assert_allclose(weights[without][:, [0, 2, 4]].sum(1), 1 / 2)
+        np.testing.assert_allclose(weights[~without & drawn][:, 5], 1 / 3)
+
+    def test_groups_that_go_together_are_less_sure(self) -> None:
+        """Ten audios with ten questions each, whose answers differ by audio alone, are ten observations."""
+        rng = np.random.default_rng(3)
+        better = np.repeat((rng.random(10) < 0.6).astype(float), 10)
+        groups = [str(i // 10) for i in range(100)]
+        apart = paired_bootstrap(better, np.full(100, 0.5), ["a"] * 100)
+        together = paired_bootstrap(
+            better, np.full(100, 0.5), ["a"] * 100, weights=resample_weights(["a"] * 100, groups)
+        )
+        wide, narrow = (found.ci95[1] - found.ci95[0] for found in (together, apart))
+        assert wide > 2.5 * narrow
+
     def test_pairing_matters(self) -> None:
         rng = np.random.default_rng(0)
         base = rng.integers(0, 2, 400).astype(float)
@@ -243,7 +277,9 @@ class TestSummarize:
             [np.mean([r["right"] for r in of(rows, item=item, method=name, keep_ratio=0.1)]) for item in names]
             for name in ("routed", "random")
         )
-        want = paired_bootstrap(a, b, [name.rsplit("/", 1)[1] for name in names])
+        tasks, audios = ([name.rsplit("/", 1)[i] for name in names] for i in (1, 0))
+        weights = resample_weights(tasks, audios)
+        want = paired_bootstrap(a, b, tasks, weights=weights)
         assert found["n"] == 40
         assert found["difference"] == pytest.approx(want.difference, abs=1e-4)
         np.testing.assert_allclose(found["ci95"], want.ci95, atol=0.02)
@@ -256,7 +292,7 @@ class TestSummarize:
             ]
             for name in ("routed", "random")
         )
-        want = paired_bootstrap(a, b, [name.rsplit("/", 1)[1] for name in names])
+        want = paired_bootstrap(a, b, tasks, weights=weights)
         assert found["agreement_difference"] == pytest.approx(want.difference, abs=1e-4)
         assert found["agreement_difference"] != found["difference"]
         np.testing.assert_allclose(found["agreement_ci95"], want.ci95, atol=0.02)

@@ -64,7 +64,8 @@ def test_the_evaluation_page_names_files_that_there_are() -> None:
 def test_the_results_page_shows_the_comparison() -> None:
     figures = json.loads((DOCS / "data" / "pocket_compare.json").read_text(encoding="utf-8"))
     text = (DOCS / "results.md").read_text(encoding="utf-8")
-    assert all(table in text for table in _main_tables(figures))
+    tables = [table.partition("\n\n")[2] for table in _main_tables(figures)]  # without their titles
+    assert all(table in text for table in tables)
     assert figures["command"] in text
     assert f"{figures['questions']} of the {figures['questions_planned']} questions" in text
     assert (DOCS / "data" / "pocket_compare.md").read_text(encoding="utf-8") == page(figures)
@@ -79,6 +80,19 @@ def test_the_results_page_shows_the_comparison() -> None:
                 test = found[name, against]
                 low, high = test["ci95"]
                 assert cell == f"{test['difference']:+.3f} [{low:+.3f}, {high:+.3f}], p {test['p']:.4f}"
+
+
+def test_the_results_page_says_which_setting_to_take() -> None:
+    figures = json.loads((DOCS / "data" / "pocket_compare.json").read_text(encoding="utf-8"))
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    means = read_means(figures)
+    part = text[text.index("## Which setting to take") :].partition("\n## ")[0]
+    (_, _, _, *ratios), *lines = read_tables(part)
+    assert len(lines) >= 5
+    for _, _, name, *cells in lines:
+        for ratio, cell in zip(ratios, cells, strict=True):
+            row = means[name, "all", int(ratio.split()[0]) / 100]
+            assert cell == f"{100 * row['agreement']:.0f} % ({row['cost']:.2f})"
 
 
 def test_the_results_page_shows_the_controls() -> None:
@@ -107,16 +121,23 @@ def test_the_results_page_shows_long_audio() -> None:
     part = text[text.index("## Long audio") :]
     assert figures["command"] in part
     assert f"{figures['questions']} questions about 120 and 300 s" in part
-    assert f"of {figures['questions_planned']})" in part
+    assert f"of {figures['questions_planned']};" in part
     means = read_means(figures)
     _, *lines = read_tables(part)
     assert [line[0] for line in lines] == ["unpruned", *(method["name"] for method in figures["methods"])]
     for name, *cells in lines:
         rows = [means[name, "all", 1.0 if name == "unpruned" else ratio] for ratio in (0.3, 0.1)]
-        for row, accuracy, cost in zip(rows, cells[:2], cells[2:4], strict=True):
+        lengths = [
+            row["agreement"] for row in figures["lengths"]
+            if (row["method"], row["type"], row["keep_ratio"]) == (name, "all", rows[1]["keep_ratio"])
+            and row["length_s"] in (120, 300)
+        ]  # fmt: skip
+        for row, accuracy, agreement, cost in zip(rows, cells[:2], cells[2:4], cells[6:8], strict=True):
             assert accuracy.startswith(f"{row['accuracy']:.3f} ({row['percent_of_mean']:.1f}")
+            assert agreement == f"{row['agreement']:.3f}"
             assert cost == f"{row['cost']:.3f}"
-        assert cells[4:] == [f"{rows[1]['agreement']:.3f}", f"{rows[1]['evidence_recall']:.3f}"]
+        assert cells[4:6] == [f"{agreement:.3f}" for agreement in lengths]
+        assert cells[8] == f"{rows[1]['evidence_recall']:.3f}"
 
 
 def test_the_readmes_table_is_of_the_comparison() -> None:
@@ -124,16 +145,16 @@ def test_the_readmes_table_is_of_the_comparison() -> None:
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert f"n = {figures['questions']} questions" in readme
     means = read_means(figures)
-    _, *lines = read_tables(readme[readme.index("| method, `scorer=` |") :].partition("\n\n")[0])
+    _, *lines = read_tables(readme[readme.index("| method | setting |") :].partition("\n\n")[0])
     assert len(lines) >= 8
-    for name, *accuracies, cost in lines:
-        name = name.split(",")[0]
-        ratios = (1.0,) * 4 if name == "unpruned" else (0.7, 0.5, 0.3, 0.1)
-        for cell, ratio in zip(accuracies, ratios, strict=True):
+    for name, _, *accuracies, cost_of_most, cost in lines:
+        full = name == "unpruned"
+        for cell, ratio in zip(accuracies, (1.0,) * 4 if full else (0.7, 0.5, 0.3, 0.1), strict=True):
             row = means[name, "all", ratio]
-            agreement = "" if name == "unpruned" else f" ({100 * row['agreement']:.0f} %)"
+            agreement = "" if full else f" ({100 * row['agreement']:.0f} %)"
             assert cell == f"{row['accuracy']:.3f}{agreement}", (name, ratio)
-        assert cost == ("1" if name == "unpruned" else f"{means[name, 'all', 0.1]['cost']:.2f}"), name
+        for cell, ratio in ((cost_of_most, 0.7), (cost, 0.1)):
+            assert cell == ("1" if full else f"{means[name, 'all', ratio]['cost']:.2f}"), name
 
 
 def test_the_fine_tuning_table_is_that_of_its_run() -> None:

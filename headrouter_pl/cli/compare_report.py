@@ -95,25 +95,24 @@ def page(figures: Mapping[str, Any]) -> str:
 
 
 def _main_tables(figures: Mapping[str, Any]) -> list[str]:
-    """Accuracy of each type, agreement, and cost."""
+    """Accuracy, agreement and cost over all questions, and accuracy of each type."""
     means = [row for row in figures["rows"] if row["task"] == "mean"]
-    parts = []
-    for kind in dict.fromkeys(row["type"] for row in means):
-        rows = [row for row in means if row["type"] == kind]
-        parts.append(
-            f"## Accuracy, {kind}, n = {rows[0]['n']}\n\nIn brackets: percent of unpruned, with its 95 % interval.\n\n"
-            + _by_ratio(rows, _accuracy)
-        )
     everything = [row for row in means if row["type"] == "all"]
-    parts.append(
-        f"## Agreement, all, n = {everything[0]['n']}\n\nShare of answers that are, to the letter, those of the "
-        "unpruned model, right or wrong.\n\n" + _by_ratio(everything, lambda row: f"{row['agreement']:.3f}")
-    )
-    parts.append(
-        "## Cost\n\nMedian of pruned over unpruned prefill time of the same question, all passes included.\n\n"
-        + _by_ratio(everything, lambda row: f"{row['cost']:.3f}")
-    )
-    return parts
+    n = everything[0]["n"]
+
+    def accuracy(kind: str) -> str:
+        rows = [row for row in means if row["type"] == kind]
+        title = f"## Accuracy, {kind}, n = {rows[0]['n']}"
+        return f"{title}\n\nIn brackets: percent of unpruned, with its 95 % interval.\n\n" + _by_ratio(rows, _accuracy)
+
+    return [
+        accuracy("all"),
+        f"## Agreement, all, n = {n}\n\nMean over tasks of the share of answers that are, to the letter, those of the "
+        "unpruned model, right or wrong.\n\n" + _by_ratio(everything, lambda row: f"{row['agreement']:.3f}"),
+        f"## Cost, all, n = {n}\n\nMedian of pruned over unpruned prefill time of the same question, all passes "
+        "included.\n\n" + _by_ratio(everything, lambda row: f"{row['cost']:.3f}"),
+        *(accuracy(kind) for kind in dict.fromkeys(row["type"] for row in means) if kind != "all"),
+    ]
 
 
 def csv_text(rows: Sequence[_Row]) -> str:
