@@ -64,8 +64,6 @@ class Alignment(nn.Module):
         texts: All that may be said; each step's vocabulary has some of their tokens as wrong ones.
     """
 
-    embeddings: Tensor
-
     def __init__(
         self,
         embeddings: Tensor,
@@ -76,9 +74,9 @@ class Alignment(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
         embeddings = embeddings.detach().float()
-        self.register_buffer("embeddings", embeddings, persistent=False)
         width = embeddings.shape[1]
-        self.norm = float(embeddings.std() * width**0.5)
+        self.spread = float(embeddings.std())
+        self.norm = self.spread * width**0.5
         drawn = torch.randn(1, width, generator=torch.Generator().manual_seed(0)).to(embeddings)
         self.blank = nn.Parameter(drawn * embeddings.std())
         self.scale = nn.Parameter(torch.tensor(8.0))
@@ -95,7 +93,12 @@ class Alignment(nn.Module):
         self.known = np.array(sorted({i for text in texts for i in self._ids(text)}), dtype=np.int64)
 
     def forward(
-        self, states: Tensor, lengths: Tensor, utterances: Sequence[Utterance], rng: np.random.Generator
+        self,
+        states: Tensor,
+        lengths: Tensor,
+        utterances: Sequence[Utterance],
+        embeddings: Tensor,
+        rng: np.random.Generator,
     ) -> tuple[Tensor, dict[str, list[float]]]:
         """The loss of some recordings.
 
@@ -103,11 +106,12 @@ class Alignment(nn.Module):
             states: float32 ``[n, frames, hidden]``: the projector's outputs, padded on the right.
             lengths: int64 ``[n]``: frames of each.
             utterances: Of each, the text and labels; labels that :attr:`number` has not are skipped.
+            embeddings: The decoder's, on the device of the states; no buffer, which DDP would send around in each step.
             rng: Draws the wrong tokens.
 
         Returns:
-            The loss, ``[]``, and figures: ``"ctc"``, nats a text as one mean, and for each attribute whether the
-            label of each recording that has one is the likeliest (0 or 1).
+            The loss, ``[]``, and figures: ``"ctc"``, nats a token as one mean over texts, and for each attribute
+            whether the label of each recording that has one is the likeliest (0 or 1).
         """
         figures: dict[str, list[float]] = {}
         # Each weight has a gradient, if only zero, in a batch without any text: DDP waits for all.
@@ -121,7 +125,7 @@ class Alignment(nn.Module):
             wrong = rng.choice(self.known, min(_NEGATIVES, len(self.known)), replace=False).tolist()
             vocabulary = torch.tensor(sorted(said.union(wrong)), device=states.device)
             column = {token: i + 1 for i, token in enumerate(vocabulary.tolist())}  # 0 is blank
-            matrix = torch.cat([self.blank, self.embeddings[vocabulary]]) * (self.scale / self.norm)
+            matrix = torch.cat([self.blank, embeddings[vocabulary].detach().float()]) * (self.scale / self.norm)
             with torch.autocast(states.device.type, dtype=torch.bfloat16):
                 logits = states[rows] @ matrix.t()
             logits = logits.float() + torch.cat([self.blank_bias, self.bias[vocabulary]])
@@ -182,18 +186,19 @@ def align_projector(
         progress: Show a progress bar.
 
     Returns:
-        Means over the last hundred steps: ``"ctc"`` (nats a text) and, for each attribute, the share of right labels.
+        Means over the last hundred steps: ``"ctc"`` (nats a token) and, for each attribute, the share of right labels.
     """
     from transformers import get_cosine_schedule_with_warmup
 
     rng = np.random.default_rng(seed)
     device = next(projector.parameters()).device
+    embeddings = embeddings.detach().to(device)
     loss_of = alignment
     if loss_of is None:
         labels = {name: {u.labels[name] for u in utterances if name in u.labels} for name in _names(utterances)}
         loss_of = Alignment(embeddings, tokenizer, labels, {u.text for u in utterances} - {""}).to(device)
-    sample = np.concatenate([utterances[i].features for i in rng.permutation(len(utterances))[:500]])
-    spread = torch.from_numpy(sample.astype(np.float32).std(0)).to(device)
+    sample = _joined([utterances[i] for i in rng.permutation(len(utterances))[:500]])
+    spread = sample.to(device).std(0, correction=0)
     order = np.argsort([len(u.features) for u in utterances])
     weights = [*projector.parameters(), *loss_of.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01)
@@ -209,7 +214,7 @@ def align_projector(
             features, lengths = pad_utterances(batch, device)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 states = projector(disturb(features, spread, rng))
-            loss, figures = loss_of(states.float(), lengths, batch, rng)
+            loss, figures = loss_of(states.float(), lengths, batch, embeddings, rng)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(weights, 5.0)
@@ -219,7 +224,8 @@ def align_projector(
             bar.update()
             bar.set_postfix({name: f"{value:.2f}" for name, value in _mean(seen).items()}, refresh=False)
     if alignment is None:
-        _rescale(projector, loss_of.embeddings, utterances)
+        with torch.no_grad():
+            rescale(projector, loss_of.spread / float(projector(_joined(utterances[:500]).to(device)).std()))
     return _mean(seen)
 
 
@@ -247,11 +253,9 @@ def _names(utterances: Sequence[Utterance]) -> list[str]:
     return sorted({name for utterance in utterances for name in utterance.labels})
 
 
-@torch.no_grad()
-def _rescale(projector: nn.Module, embeddings: Tensor, utterances: Sequence[Utterance]) -> None:
-    """Gives the outputs the embeddings' standard deviation, by the last layer: what the decoder is used to."""
-    sample = torch.from_numpy(np.concatenate([u.features for u in utterances[:500]]).astype(np.float32))
-    rescale(projector, float(embeddings.std() / projector(sample.to(embeddings.device)).std()))
+def _joined(utterances: Sequence[Utterance]) -> Tensor:
+    """Their features one after another, float32 ``[frames, width]`` on the CPU."""
+    return torch.cat([torch.as_tensor(utterance.features).float().cpu() for utterance in utterances])
 
 
 @torch.no_grad()

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from headrouter_pl.alignment import Alignment, Utterance, disturb, pad_utterances, rescale
-from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.lalm_module import LALMModule
 from headrouter_pl.models.checkpoints import PROJECTOR, find_projectors
 from headrouter_pl.models.encoded import run_encoder
@@ -33,10 +34,13 @@ class AlignmentModule(LALMModule):
     ``heard``, for each window its recordings: first and last frame, text, and labels.
 
     Args:
-        **kwargs: As for `LALMModule`; with ``lora`` or ``adapter``, and ``train_projector``.
+        **kwargs: As for `LALMModule`; with ``lora`` or ``adapter``, and ``train_projector``, without
+            ``initial_checkpoint`` (begin with an ``adapter`` instead).
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        if kwargs.get("initial_checkpoint") is not None:
+            raise ConfigurationError("AlignmentModule begins with an adapter, not with an initial_checkpoint.")
         super().__init__(**kwargs)
         named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
         if not any(".audio_tower." in name for name, _ in named) or not any(PROJECTOR in name for name, _ in named):
@@ -44,6 +48,7 @@ class AlignmentModule(LALMModule):
         for name, parameter in named:
             parameter.requires_grad_(".audio_tower." in name or PROJECTOR in name)
         self.alignment: Alignment | None = None  # made in setup, of the data's vocabulary
+        self.figures = nn.ModuleDict()
         self._scales: deque[float] = deque(maxlen=50)
 
     def setup(self, stage: str) -> None:
@@ -57,10 +62,11 @@ class AlignmentModule(LALMModule):
             labels, texts = data.vocabulary()
             embeddings: Any = self.model.get_input_embeddings()  # type: ignore[operator]
             self.alignment = Alignment(embeddings.weight, self.processor.tokenizer, labels, texts)
+            self.figures.update({name: MeanMetric() for name in ("ctc", *self.alignment.number)})
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The loss of the recordings in some windows, under filters, blots and noise."""
-        rng = np.random.default_rng([self.global_step, self.global_rank])
+        rng = np.random.default_rng([self.global_step, batch_idx, self.global_rank])
         loss, figures = self._align(batch, rng, augment=True)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["heard"]))
         for name, values in figures.items():
@@ -68,17 +74,30 @@ class AlignmentModule(LALMModule):
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Logs ``val/ctc``, in nats a text, and ``val/ATTRIBUTE``: how often the right label is the likeliest."""
+        """Logs ``val/ctc``, in nats a token, and ``val/ATTRIBUTE``: how often the right label is the likeliest."""
         _, figures = self._align(batch, np.random.default_rng(0), augment=False)
         for name, values in figures.items():
-            self.log(f"val/{name}", float(np.mean(values)), batch_size=len(values), on_epoch=True, sync_dist=True)
+            self.figures[name].update(torch.tensor(values, device=self.device))  # type: ignore[operator]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the figures of the validation before."""
+        for metric in self.figures.values():
+            metric.reset()  # type: ignore[operator]
+            metric.update(0.0, 0.0)  # type: ignore[operator]  # of no weight: a process may hear none of an attribute
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures over all processes, which meet in one order, whatever each of them has heard."""
+        values = {f"val/{name}": metric.compute() for name, metric in self.figures.items()}  # type: ignore[operator]
+        self.log_dict({name: value for name, value in values.items() if value.isfinite()})
 
     def on_train_end(self) -> None:
         """Gives the projector's outputs the embeddings' standard deviation: what the decoder is used to."""
         if self._scales and self.alignment is not None:
-            gain = float(self.alignment.embeddings.std()) / float(np.mean(self._scales))
+            scale = torch.tensor(np.mean(self._scales), device=self.device)
+            scale = self.trainer.strategy.reduce(scale, reduce_op="mean")
             for projector in find_projectors(self.model):
-                rescale(projector, gain)
+                rescale(projector, self.alignment.spread / float(scale))
+            self._scales.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also keeps how large the projector's outputs have been."""
@@ -111,8 +130,11 @@ class AlignmentModule(LALMModule):
         projected = projector(features)
         if augment:
             self._scales.append(float(projected.detach()[inside].std()))
-        figures: tuple[Tensor, dict[str, list[float]]] = self.alignment(projected.float(), lengths, utterances, rng)
-        return figures
+        embeddings: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        found: tuple[Tensor, dict[str, list[float]]] = self.alignment(
+            projected.float(), lengths, utterances, embeddings.weight, rng
+        )
+        return found
 
 
 def _augmented(mel: Tensor, rng: np.random.Generator) -> Tensor:

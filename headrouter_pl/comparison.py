@@ -293,8 +293,9 @@ def summarize(
         - ``questions``: how many.
         - ``rows``: ``method``, ``scorer``, ``profile``, ``router``, ``keep_ratio``, ``applied_ratio`` (mean), ``type``,
           ``task``, ``n``, ``accuracy``, ``agreement`` (share of answers that are, to the letter, those of the unpruned
-          model, right or wrong), ``percent_of_unpruned``, ``cost`` (median of pruned / unpruned prefill time of
-          the same question), ``evidence_recall`` and ``invalid`` (share of answers that are none; they count as wrong).
+          model, right or wrong), ``lost`` and ``gained`` (numbers of questions that the unpruned model alone gets
+          right, or wrong), ``percent_of_unpruned``, ``cost`` (median of pruned / unpruned prefill time of the same
+          question), ``evidence_recall`` and ``invalid`` (share of answers that are none; they count as wrong).
           Rows with task ``"mean"`` hold means over the tasks of a type or of ``"all"``; they also have
           ``accuracy_band`` (95 % interval of the difference to the unpruned model, about the unpruned accuracy),
           ``percent_ci95``, ``percent_of_mean`` (the mean accuracy in percent of the unpruned one, for one task that is
@@ -399,6 +400,7 @@ _Items = Sequence[Mapping[str, Any]]
 def _plain(part: NDArray[np.int64], items: _Items, answers: _Answers, found: _Found) -> dict[str, Any]:
     """Figures of some questions, each task counting alike."""
     tasks = [items[i]["task"] for i in part]
+    full = found[UNPRUNED, 1.0].right[part]
     heard = part[~np.isnan(answers.recall[part])]
     recall = mean_over_tasks(answers.recall[heard], [items[i]["task"] for i in heard]) if len(heard) else None
     return {
@@ -406,6 +408,8 @@ def _plain(part: NDArray[np.int64], items: _Items, answers: _Answers, found: _Fo
         "n": len(part),
         "accuracy": round(float(mean_over_tasks(answers.right[part], tasks)), 4),
         "agreement": round(float(mean_over_tasks(answers.same[part], tasks)), 4),
+        "lost": round(float((full * (1 - answers.right[part])).sum()), 2),
+        "gained": round(float(((1 - full) * answers.right[part]).sum()), 2),
         "percent_of_unpruned": _percent(part, items, answers, found),
         "cost": round(float(np.median(answers.cost[part])), 4),
         "evidence_recall": None if recall is None else round(float(recall), 4),

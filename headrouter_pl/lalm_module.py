@@ -17,6 +17,7 @@ from headrouter_pl.models import find_lalm
 from headrouter_pl.models.checkpoints import (
     PROJECTOR,
     PROJECTOR_FILE,
+    adapter_digest,
     find_projectors,
     load_adapter,
     load_checkpoint,
@@ -362,6 +363,13 @@ class LALMModule(L.LightningModule):
             save_merged(self.model, self.processor, folder)
         return Path(folder)
 
+    def encoder_digest(self) -> str:
+        """Names the adapter of the encoder, see :func:`headrouter_pl.models.checkpoints.adapter_digest`."""
+        if not hasattr(self.model, "peft_config"):
+            return ""
+        with self._whole():
+            return adapter_digest(self.model, ".audio_tower.")
+
     def on_fit_start(self) -> None:
         """Puts the model into training mode, for dropout; it was loaded in evaluation mode, which Lightning keeps."""
         self.model.train()
@@ -414,12 +422,12 @@ class LALMModule(L.LightningModule):
         """
         if "state_dict" not in checkpoint:  # a sharded one, which the strategy reads
             return
-        saved, ours = checkpoint["state_dict"], dict(self.state_dict())
-        wrong = [f"{name} is missing" for name in self._trained() if name not in saved]
+        with self._whole():
+            saved, ours, needed = checkpoint["state_dict"], dict(self.state_dict()), self._trained()
+        wrong = [f"{name} is missing" for name in needed if name not in saved]
         for name, value in saved.items():
             if name not in ours:
-                # The encoder may be out of the model, and whole checkpoints are taken.
-                wrong += [] if self.encoded_audio and ".audio_tower." in name else [f"{name} is not in this module"]
+                wrong.append(f"{name} is not in this module")
             elif value.shape != ours[name].shape:
                 wrong.append(f"{name} is {list(value.shape)}, not {list(ours[name].shape)}")
         was, now = checkpoint.get("headrouter_lora", {}), self._lora_settings()
@@ -427,6 +435,10 @@ class LALMModule(L.LightningModule):
         if wrong:
             more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise HeadRouterError(f"The checkpoint is of another recipe: {'; '.join(wrong[:5])}{more}.")
+        if self.encoded_audio is not None:  # what is out of the model when Lightning reads the rest
+            with self._whole():
+                encoder = {name: value for name, value in saved.items() if ".audio_tower." in name}
+                self.load_state_dict(encoder, strict=False)
 
     def _whole(self) -> AbstractContextManager[None]:
         """With the encoder in its place."""

@@ -205,6 +205,11 @@ class TestSummarize:
                 same = np.mean([g["text"] == said[g["item"]] for g in given])
                 assert row["agreement"] == pytest.approx(same, abs=1e-4)
                 assert (same == 1) == (name == UNPRUNED)
+                right = {f["item"]: f["right"] for f in full}
+                seeds = len(given) / 4
+                lost = sum(right[g["item"]] and not g["right"] for g in given) / seeds
+                gained = sum(g["right"] and not right[g["item"]] for g in given) / seeds
+                assert (row["lost"], row["gained"]) == (lost, gained)
                 assert row["percent_of_unpruned"] == pytest.approx(
                     100 * accuracy / np.mean([f["right"] for f in full]), abs=0.01
                 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from headrouter_pl.callbacks._common import StageCallback
@@ -31,7 +32,7 @@ class EvaluationReport(StageCallback):
     Args:
         folder: Where to write; results that are there are replaced.
         unpruned: ``results.json`` of a run without pruning on the same samples, to give scores in percent of; with its
-            ``samples.jsonl`` beside it, also how many answers are the same.
+            ``samples.jsonl`` beside it, also how many answers are the same, if all samples have keys.
 
     Attributes:
         results: What ``results.json`` holds: :func:`headrouter_pl.tasks.scoring.summarize`; if an unpruned run was
@@ -106,7 +107,9 @@ class EvaluationReport(StageCallback):
         self._part(trainer).unlink(missing_ok=True)
         if self.unpruned is not None:  # what was scored is on disk already, in case this is refused
             results["percent_of_unpruned"] = percent_of(results, self.unpruned)
-            if self._unpruned_samples is not None:
+            if self._unpruned_samples is not None and not all(row["key"] for row in samples):
+                rank_zero_warn("Samples without keys: which answers are those of the unpruned run cannot be told.")
+            elif self._unpruned_samples is not None:
                 results["agreement"] = agreement_with(samples, self._unpruned_samples, results)
         if trainer.is_global_zero:
             self._write()
@@ -122,9 +125,9 @@ class EvaluationReport(StageCallback):
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         for row in rows:
-            row["task"], row["key"], row["answer"], row["text"]
+            row["task"], row["key"], row["answer"], row["text"], row["failure"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigurationError(f"{path} does not hold the samples of a run: {error!r}") from error
     return rows

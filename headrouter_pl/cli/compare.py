@@ -98,9 +98,9 @@ def compare(
         check_output(output)
     benchmark = PocketBenchmark.open(split)
     asked = [item for item in mix(benchmark.items) if tasks is None or item.task in tasks]
-    items = choose_items(asked, lengths, max_scenes)
-    if not items:
+    if not asked:
         raise HeadRouterError(f"the {split} split has no questions of the tasks {tasks}")
+    items = choose_items(asked, lengths, max_scenes)
     model, processor = load_model(weights, checkpoint, kind)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))

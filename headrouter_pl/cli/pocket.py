@@ -21,7 +21,7 @@ def choose_items(items: Sequence[PocketItem], lengths: list[int] | None, max_sce
     """The questions about the first ``max_scenes`` scenes of each of these lengths, in seconds; None for all.
 
     Raises:
-        HeadRouterError: No scene is of one of the lengths.
+        HeadRouterError: No scene is of one of the lengths, or there are no questions.
         ConfigurationError: ``max_scenes`` is not positive.
     """
     scenes: dict[int, list[str]] = {}
@@ -35,7 +35,10 @@ def choose_items(items: Sequence[PocketItem], lengths: list[int] | None, max_sce
         raise HeadRouterError(f"no questions about scenes of {unknown} s; there are {sorted(scenes)}")
     wanted = {name for seconds, names in scenes.items() if lengths is None or seconds in lengths
               for name in names[:max_scenes]}  # fmt: skip
-    return [item for item in items if item.audio in wanted]
+    chosen = [item for item in items if item.audio in wanted]
+    if not chosen:
+        raise HeadRouterError(f"no questions to ask: lengths={lengths}, of {len(items)} questions")
+    return chosen
 
 
 def load_model(weights: str, checkpoint: str | None, dtype: Any) -> tuple[Any, Any]:

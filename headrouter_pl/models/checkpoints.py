@@ -149,15 +149,30 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     return adapted
 
 
-def adapter_digest(folder: str | Path, part: str = "") -> str:
-    """Names the weights of an adapter in sixteen hex digits: those with ``part`` in their names; empty if it has none.
+def adapter_digest(source: str | Path | PeftModel, part: str = "") -> str:
+    """Names the weights of a LoRA adapter, and how they are scaled, in sixteen hex digits.
+
+    Args:
+        source: A folder in peft's format, or a model with one adapter.
+        part: Of weights alone that have it in their names.
+
+    Returns:
+        The digits; empty if there are no such weights.
 
     Raises:
-        HeadRouterError: If the folder has no adapter in peft's format.
+        HeadRouterError: If the folder has no adapter.
     """
-    saved = tensorfile.read(Path(folder) / _ADAPTER_FILE)[1]
+    from peft import PeftConfig, get_peft_model_state_dict
+
+    config: Any
+    if isinstance(source, (str, Path)):
+        saved = tensorfile.read(Path(source) / _ADAPTER_FILE)[1]
+        config = PeftConfig.from_pretrained(str(source))
+    else:
+        saved, config = get_peft_model_state_dict(source), source.peft_config["default"]
     weights = {name: saved[name] for name in sorted(saved) if part in name}
-    return digest(weights) if weights else ""
+    scaling = {name: getattr(config, name, None) for name in ("r", "lora_alpha", "use_rslora", "use_dora")}
+    return digest([weights, scaling]) if weights else ""
 
 
 def save_adapter(

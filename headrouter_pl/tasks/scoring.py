@@ -167,6 +167,10 @@ def percent_of(results: Mapping[str, Any], unpruned: Mapping[str, Any]) -> dict[
     return _over_tasks(percent, ours)
 
 
+def _said(row: Mapping[str, Any]) -> tuple[str | None, str]:
+    return row["answer"], row["text"] if row["answer"] is None else ""
+
+
 def _over_tasks(percent: Mapping[str, float], tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Percentages of tasks, with their means by family and in all."""
     families = {
@@ -182,9 +186,10 @@ def agreement_with(
     """How often a run answers as another does, right or wrong, in percent of the samples.
 
     Two answers are the same if what was read out of them is; of answers that could not be read, if the texts are.
+    Samples that have no usable audio in one of the runs do not count.
 
     Args:
-        rows: Of :func:`score_batch`, each sample once.
+        rows: Of :func:`score_batch`, each sample once, with keys.
         unpruned: The same of the other run.
         results: What :func:`summarize` says of ``rows``.
 
@@ -201,12 +206,11 @@ def agreement_with(
             f"The unpruned run is of other samples: {len(differing)} are in one of the runs alone, the first is "
             f"{differing[0][1]!r} of {differing[0][0]}; give one of the same."
         )
-    said = {place: (row["answer"], row["text"] if row["answer"] is None else "") for place, row in ours.items()}
     same: dict[str, list[float]] = {}
-    for place, row in theirs.items():
-        other = (row["answer"], row["text"] if row["answer"] is None else "")
-        same.setdefault(place[0], []).append(100.0 * (other == said[place]))
-    percent = {name: _mean(same[name]) for name in results["tasks"]}
+    for place, row in ours.items():
+        if row["failure"] is None and theirs[place]["failure"] is None:
+            same.setdefault(place[0], []).append(100.0 * (_said(row) == _said(theirs[place])))
+    percent = {name: _mean(same[name]) for name in results["tasks"] if name in same}
     return _over_tasks(percent, results["tasks"])
 
 

@@ -193,9 +193,22 @@ class TestRefusals:
         report = EvaluationReport(tmp_path / "out", other / "results.json")
         with pytest.raises(ConfigurationError, match=r"2 are in one of the runs alone, the first is 'ser/00001'"):
             trainer(report).validate(make(), datamodule=data(root), verbose=False)
+        said = text.replace('"text": "', '"text": "\u2028', 1)  # no end of a line in JSON
+        (other / "samples.jsonl").write_text(said, encoding="utf-8")
+        EvaluationReport(tmp_path / "out", other / "results.json")
         (other / "samples.jsonl").write_text(text[:-20], encoding="utf-8")
         with pytest.raises(ConfigurationError, match=r"samples.jsonl does not hold the samples"):
             EvaluationReport(tmp_path / "out", other / "results.json")
+
+    def test_samples_without_keys(self, tmp_path: Path) -> None:
+        made = make()
+        records = [AudioPrompt(tiny_pocket.noise(i, 1), "w40 w41", "w9", task="question") for i in range(3)]
+        module = AudioPromptDataModule(made.processor, validate=records)
+        trainer(EvaluationReport(tmp_path / "before")).validate(made, module, verbose=False)
+        report = EvaluationReport(tmp_path / "now", tmp_path / "before/results.json")
+        with pytest.warns(UserWarning, match="Samples without keys"):
+            trainer(report).validate(made, module, verbose=False)
+        assert "agreement" not in report.results
 
     def test_another_number_of_samples(self, root: Path, unpruned: Path, tmp_path: Path) -> None:
         report = EvaluationReport(tmp_path, unpruned / "results.json")

@@ -136,6 +136,8 @@ def test_another_run_is_refused(questions: PocketBenchmark, tmp_path: Path, monk
         command.evaluate(lengths=[1, 7])
     with pytest.raises(ConfigurationError, match="max_scenes must be positive"):
         command.evaluate(lengths=[1], max_scenes=0)
+    with pytest.raises(HeadRouterError, match="no questions to ask"):
+        command.evaluate(lengths=[])
 
 
 @pytest.mark.parametrize("content", ['{"configuration"} \n', '{"a": 1}\n', "[]", "[1]\n", "words"])

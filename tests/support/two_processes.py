@@ -21,9 +21,10 @@ def run_two(script: str, caller: str, folder: Path) -> list[Any]:
         caller: ``__file__`` of the test.
         folder: Empty.
     """
-    here = Path(caller).parent
+    support = Path(__file__).parent
     path = folder / "ddp.py"
-    path.write_text(script.replace("PATH", repr([str(here), str(here.parent / "support"), str(here.parents[1])])))
+    folders = [str(Path(caller).parent), str(support), str(support.parents[1])]
+    path.write_text(script.replace("PATH", repr(folders)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

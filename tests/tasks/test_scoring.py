@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from headrouter_pl.errors import ConfigurationError, UnknownNameError
 from headrouter_pl.tasks import TASKS, AnswerAccuracy, MacroF1, MeanWER, Task, read_answer
 from headrouter_pl.tasks.metrics import CorpusWER, StringMatch
-from headrouter_pl.tasks.scoring import TaskScores, percent_of, score_batch, summarize, table
+from headrouter_pl.tasks.scoring import TaskScores, agreement_with, percent_of, score_batch, summarize, table
 
 OPTIONS = ["dog", "cat", "rain"]
 BATCH: dict[str, Any] = {
@@ -98,6 +98,28 @@ class TestSummary:
             ConfigurationError, match=r"question: 0 samples, here 1; audiomarathon-sed: 2 samples, here 3"
         ):
             percent_of(summarize(rows()), summarize([row for row in rows() if row["key"] not in "35"]))
+
+    def test_agreement_with_an_unpruned_run(self) -> None:
+        def row(key: str, task: str, answer: str | None, text: str, failure: str | None = None) -> dict[str, Any]:
+            return {"key": key, "task": task, "answer": answer, "text": text, "failure": failure}
+
+        was = [
+            row("a", "gender", "man", "a man"), row("b", "gender", None, "who knows"), row("c", "gender", None, "hm"),
+            row("d", "gender", "man", "man"), row("e", "gender", None, "", "no file"), row("a", "asr", "so", "so"),
+            row("f", "only failures", None, "", "no file"),
+        ]  # fmt: skip
+        now = [
+            row("d", "gender", "woman", "woman"), row("c", "gender", None, "hm"), row("b", "gender", None, "dunno"),
+            row("a", "gender", "man", "man, I think"), row("e", "gender", None, "", "no file"),
+            row("a", "asr", "so what", "so what"), row("f", "only failures", None, "", "no file"),
+        ]  # fmt: skip
+        family = {"gender": "acoustic", "asr": "semantic", "only failures": "semantic"}
+        results = {"tasks": {name: {"family": of} for name, of in family.items()}}
+        assert agreement_with(now, was, results) == {
+            "tasks": {"gender": 50, "asr": 0}, "families": {"acoustic": 50, "semantic": 0}, "average": 25,
+        }  # fmt: skip
+        with pytest.raises(ConfigurationError, match=r"1 are in one of the runs alone, the first is 'b' of gender"):
+            agreement_with([r for r in now if r["key"] != "b"], was, results)
 
     def test_table(self) -> None:
         shown = table(summarize(rows()))

@@ -73,8 +73,8 @@ def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 class PocketListeningDataModule(PocketDataModule):
     """Windows of 30 s full of recordings, for :class:`headrouter_pl.alignment_module.AlignmentModule`.
 
-    No window is heard twice. Those of :class:`PocketDataModule` are encoded, by the encoder as it comes, for
-    :class:`headrouter_pl.callbacks.AlignProjector` to begin with.
+    No window is heard twice in an epoch. Those of :class:`PocketDataModule` are encoded, by the encoder as it comes,
+    for :class:`headrouter_pl.callbacks.AlignProjector` to begin with.
 
     Args:
         samples: Windows to train on.

@@ -30,6 +30,7 @@ from headrouter_pl.data.pocket.windows import (
     draw_varied_window,
     draw_window,
 )
+from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.checkpoints import adapter_digest
 
 if TYPE_CHECKING:
@@ -221,20 +222,37 @@ class PocketDataModule(L.LightningDataModule):
                     windows.encode(model, processor)
 
     def setup(self, stage: str) -> None:
-        """Opens what is cached."""
+        """Opens what is cached.
+
+        Raises:
+            HeadRouterError: If the model that is to be trained has another adapter of its encoder than :attr:`encoder`.
+        """
+        from headrouter_pl.lalm_module import LALMModule
         from headrouter_pl.models.pocket import load_processor
 
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if isinstance(module, LALMModule) and module.encoded_audio is not None:
+            theirs, ours = module.encoder_digest(), self._encoder_digest()
+            if theirs != ours:
+                raise HeadRouterError(
+                    f"The recordings are encoded with {self.encoder or 'the encoder as it comes'}, and the model has "
+                    f"{'another adapter of its encoder' if theirs else 'no adapter of its encoder'}: give the data's "
+                    "'encoder' and the model's 'adapter' one folder."
+                )
         self.library = ClipLibrary.open(cache=self.cache, progress=False)
         self.processor: ProcessorMixin = load_processor(self.cache)
         self.collate = PackedCollator(self.processor)
 
     def _encoded(self, library: ClipLibrary, split: str) -> list[EncodedWindows]:
         pools = Pools.of(library, split)
-        encoder = "" if self.encoder is None else adapter_digest(self.encoder, ".audio_tower.")
+        encoder = self._encoder_digest()
         return [
             EncodedWindows(pools, count, self.seed, self.cache, draw, encoder)
             for draw, count in self.counts[split].items()
         ]
+
+    def _encoder_digest(self) -> str:
+        return "" if self.encoder is None else adapter_digest(self.encoder, ".audio_tower.")
 
     def _windows(self, split: str) -> WindowPool:
         return WindowPool(self._encoded(self.library, split))

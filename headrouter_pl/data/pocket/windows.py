@@ -43,7 +43,7 @@ ROLE_WEIGHTS: Mapping[str, float] = {
 """How often each role is heard in training windows."""
 
 _SHARD = 25  # windows in one file: a stop loses less than ten seconds of encoding
-_RECIPE = 1
+_RECIPE = 2  # encoded in float32
 
 
 def draw_window(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_pocket import build, make_processor
 
+from headrouter_pl import LALMModule
 from headrouter_pl.data.pocket import listening
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.listening import PocketListeningDataModule
 from headrouter_pl.data.pocket.pools import Pools
 from headrouter_pl.data.pocket.training import PocketDataModule
 from headrouter_pl.data.pocket.windows import FRAMES_PER_SECOND, WINDOW_SECONDS, EncodedWindows, draw_window
+from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import pocket
 from headrouter_pl.models.checkpoints import save_adapter
 
@@ -101,6 +105,28 @@ def test_the_decoders_windows_are_encoded_with_the_adapter(
     assert torch.allclose(encoders[0], before, atol=1e-2)
     assert (encoders[-1] - before).abs().max() > 0.05
     assert torch.allclose(encoders[-1], before + layer.get_delta_weight("default"), atol=2e-2)
+
+
+def test_the_model_must_have_the_adapter_that_the_windows_are_encoded_with(
+    tones_library: ClipLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = {"target_modules": r".*\.(fc1|up_proj)", "init_lora_weights": False}
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        save_adapter(get_peft_model(build(), LoraConfig(**lora)), tmp_path / name)
+    monkeypatch.setattr(pocket, "load_processor", lambda cache: make_processor())
+    monkeypatch.setattr(ClipLibrary, "open", lambda **_: tones_library)
+    for model, encoder, message in (
+        ("one", "one", ""), (None, None, ""), ("one", "two", "another adapter"), ("one", None, "another adapter"),
+        (None, "one", "no adapter of its encoder"),
+    ):  # fmt: skip
+        module = LALMModule(
+            build(), make_processor(), adapter=None if model is None else tmp_path / model, encoded_audio=True
+        )
+        data = PocketDataModule([], 2, encoder=None if encoder is None else str(tmp_path / encoder))
+        data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+        with pytest.raises(HeadRouterError, match=message) if message else nullcontext():
+            data.setup("fit")
 
 
 def test_an_adapter_of_the_decoder_alone_encodes_as_none(tones_library: ClipLibrary, tmp_path: Path) -> None:
