@@ -11,8 +11,14 @@ from headrouter_pl.routers.fixed import FixedRouter
 from headrouter_pl.routers.joint import JointRouter, PromptPrior
 from headrouter_pl.routers.prompt import PromptRouter
 from headrouter_pl.routers.selectivity import SelectivityRouter
+from headrouter_pl.routers.uniform import UniformRouter
 
-ROUTERS: dict[str, type[Router]] = {"joint": JointRouter, "prompt": PromptPrior, "selectivity": SelectivityRouter}
+ROUTERS: dict[str, type[Router]] = {
+    "joint": JointRouter,
+    "prompt": PromptPrior,
+    "selectivity": SelectivityRouter,
+    "uniform": UniformRouter,
+}
 """Routers by the name that ``HeadRouterCallback(router=...)`` takes."""
 
 
@@ -35,5 +41,6 @@ __all__ = [
     "PromptRouter",
     "Router",
     "SelectivityRouter",
+    "UniformRouter",
     "get_router",
 ]

@@ -27,6 +27,7 @@ from headrouter_pl.routers import (
     PromptRouter,
     Router,
     SelectivityRouter,
+    UniformRouter,
     get_router,
 )
 
@@ -112,6 +113,12 @@ def test_selectivity_router_far_from_all_centroids_is_finite() -> None:
     route = SelectivityRouter().route(profile_of(bandwidth=1e-6), None, some_selectivity())
     assert route.isfinite().all()
     torch.testing.assert_close(route.sum(1), torch.ones(3))
+
+
+def test_uniform_router_hears_nothing() -> None:
+    for prompts in (None, ["who speaks?", "what is said?", "which bird?"]):
+        route = UniformRouter().route(profile_of(bandwidth=0.01), prompts, some_selectivity())
+        torch.testing.assert_close(route, torch.full((3, 3), 1 / 3))
 
 
 def test_without_centroids_every_type_is_as_likely() -> None:
