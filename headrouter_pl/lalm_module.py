@@ -363,8 +363,14 @@ class LALMModule(L.LightningModule):
             save_merged(self.model, self.processor, folder)
         return Path(folder)
 
-    def encoder_digest(self) -> str:
-        """Names the adapter of the encoder, see :func:`headrouter_pl.models.checkpoints.adapter_digest`."""
+    def encoder_digest(self) -> str | None:
+        """Names the adapter of an encoder that is out of the model, which the data must have been encoded with.
+
+        Returns:
+            As :func:`headrouter_pl.models.checkpoints.adapter_digest`; None without ``encoded_audio``.
+        """
+        if self.encoded_audio is None:
+            return None
         if not hasattr(self.model, "peft_config"):
             return ""
         with self._whole():

@@ -202,29 +202,37 @@ def test_the_decoders_training_keeps_the_encoders_adapter(tmp_path: Path) -> Non
         torch.testing.assert_close(weights(resumed)[name], value, msg=name)
 
 
-DDP = """
-import json, sys
-sys.path[:0] = PATH
-import lightning as L
-from torch.utils.data import DataLoader
-from two_processes import run_two
-from test_alignment_module import HEARD, Windows, make
-
 class Uneven(Windows):
-    # The first process hears of no voice at all, the other of nothing said.
-    def val_dataloader(self):
+    """Two batches: the first tells of no voice, the other of nothing said. Each of two processes has one of them."""
+
+    def vocabulary(self) -> tuple[dict[str, set[str]], set[str]]:
+        return {"voice": {"w50", "w51"}, "gender": {"w52", "w53"}}, {"w40 w41", "w42"}
+
+    def val_dataloader(self) -> DataLoader:
         first, other = self.batch(1), self.batch(2)
         first["heard"] = [[(0, 12, "w40 w41", {"gender": "w52"})]]
         other["heard"] = [[(0, 12, "", {"gender": "w53", "voice": "w50"}), (12, 25, "", {"voice": "w51"})]]
-        return DataLoader([(first, other)[self.trainer.global_rank]], batch_size=None)
+        trainer: Any = self.trainer
+        mine = [first, other][trainer.global_rank :: trainer.world_size]
+        return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
-    def vocabulary(self):
-        return {"voice": {"w50", "w51"}, "gender": {"w52", "w53"}}, {"w40 w41", "w42"}
 
-trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true", logger=False,
-                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-(found,) = trainer.validate(make(), datamodule=Uneven(), verbose=False)
-with open(f"{trainer.global_rank}.json", "w") as out:
+def validate(**options: Any) -> dict[str, float]:
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **options,
+    )  # fmt: skip
+    (found,) = trainer.validate(make(), datamodule=Uneven(), verbose=False)
+    return dict(found)
+
+
+DDP = """
+import json, os, sys
+sys.path[:0] = PATH
+from test_alignment_module import validate
+
+found = validate(devices=2, strategy="ddp_find_unused_parameters_true")
+with open(f"{os.environ.get('LOCAL_RANK', 0)}.json", "w") as out:
     json.dump(found, out)
 """
 
@@ -233,20 +241,4 @@ def test_processes_that_hear_different_things_agree_on_the_figures(tmp_path: Pat
     one, other = run_two(DDP, __file__, tmp_path)
     assert one == other
     assert one.keys() == {"val/ctc", "val/gender", "val/voice"}
-
-    class Alone(Windows):
-        def vocabulary(self) -> tuple[dict[str, set[str]], set[str]]:
-            return {"voice": {"w50", "w51"}, "gender": {"w52", "w53"}}, {"w40 w41", "w42"}
-
-        def val_dataloader(self) -> DataLoader:
-            first, second = self.batch(1), self.batch(2)
-            first["heard"] = [[(0, 12, "w40 w41", {"gender": "w52"})]]
-            second["heard"] = [[(0, 12, "", {"gender": "w53", "voice": "w50"}), (12, 25, "", {"voice": "w51"})]]
-            return DataLoader([first, second], batch_size=None)  # type: ignore[arg-type]
-
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    (alone,) = trainer.validate(make(), datamodule=Alone(), verbose=False)
-    assert one == pytest.approx(alone)
+    assert one == pytest.approx(validate())

@@ -11,16 +11,15 @@ from torch.utils.data import Dataset
 
 from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableDataLoader
 from headrouter_pl.data.pocket.pools import Pools
-from headrouter_pl.data.pocket.questions import heard, labels_of, spoken_text
+from headrouter_pl.data.pocket.questions import labels_of, spoken_text
 from headrouter_pl.data.pocket.scenes import Scene, render
 from headrouter_pl.data.pocket.training import PocketDataModule
 from headrouter_pl.data.pocket.windows import (
-    FRAMES_PER_SECOND,
-    WINDOW_SECONDS,
     draw_phrase_window,
     draw_sentence_window,
     draw_varied_window,
     draw_window,
+    heard_in,
 )
 
 __all__ = ["PocketListeningDataModule"]
@@ -52,17 +51,10 @@ class _Drawn(Dataset[dict[str, Any]]):
         rng = np.random.default_rng([self.seed, _STREAM, index])
         scene = self.draws[int(rng.choice(len(self.draws), p=self.shares))](rng, self.pools)
         audio = render(scene, self.pools.library)
-        return {**self.processor(text=self.processor.audio_token, audio=audio), "heard": self._heard(scene)}
-
-    def _heard(self, scene: Scene) -> list[tuple[int, int, str, dict[str, str]]]:
-        library, found = self.pools.library, []
-        most = round(WINDOW_SECONDS * FRAMES_PER_SECOND)
-        for event in scene.events:
-            first, last = int(event.start * FRAMES_PER_SECOND), int(np.ceil(event.end * FRAMES_PER_SECOND))
-            clip = heard(library, event)
-            text = "" if library.cut[event.clip] else spoken_text(clip)
-            found.append((first, min(last, most), text, labels_of(clip)))
-        return found
+        return {
+            **self.processor(text=self.processor.audio_token, audio=audio),
+            "heard": list(heard_in(scene, self.pools.library)),
+        }
 
 
 def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -19,16 +19,16 @@ from headrouter_pl.data.pocket.compositions import Part, WindowPool
 from headrouter_pl.data.pocket.descriptions import DESCRIBE, describe
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.pools import Pools
-from headrouter_pl.data.pocket.questions import Question, Vocabulary, ask, heard, labels_of, spoken_text
+from headrouter_pl.data.pocket.questions import Question, Vocabulary, ask
 from headrouter_pl.data.pocket.scenes import Scene
 from headrouter_pl.data.pocket.windows import (
-    FRAMES_PER_SECOND,
     EncodedWindows,
     draw_phrase_window,
     draw_sentence_window,
     draw_sparse_window,
     draw_varied_window,
     draw_window,
+    heard_in,
 )
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.checkpoints import adapter_digest
@@ -227,18 +227,16 @@ class PocketDataModule(L.LightningDataModule):
         Raises:
             HeadRouterError: If the model that is to be trained has another adapter of its encoder than :attr:`encoder`.
         """
-        from headrouter_pl.lalm_module import LALMModule
         from headrouter_pl.models.pocket import load_processor
 
-        module = None if self.trainer is None else self.trainer.lightning_module
-        if isinstance(module, LALMModule) and module.encoded_audio is not None:
-            theirs, ours = module.encoder_digest(), self._encoder_digest()
-            if theirs != ours:
-                raise HeadRouterError(
-                    f"The recordings are encoded with {self.encoder or 'the encoder as it comes'}, and the model has "
-                    f"{'another adapter of its encoder' if theirs else 'no adapter of its encoder'}: give the data's "
-                    "'encoder' and the model's 'adapter' one folder."
-                )
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        theirs = module.encoder_digest() if hasattr(module, "encoder_digest") else None  # of a LALMModule
+        if theirs is not None and theirs != self._encoder_digest():
+            raise HeadRouterError(
+                f"The recordings are encoded with {self.encoder or 'the encoder as it comes'}, and the model has "
+                f"{'another adapter of its encoder' if theirs else 'no adapter of its encoder'}: give the data's "
+                "'encoder' and the model's 'adapter' one folder."
+            )
         self.library = ClipLibrary.open(cache=self.cache, progress=False)
         self.processor: ProcessorMixin = load_processor(self.cache)
         self.collate = PackedCollator(self.processor)
@@ -278,11 +276,8 @@ class PocketDataModule(L.LightningDataModule):
         windows = self._windows("train")
         found = []
         for scene, features in zip(windows.scenes, windows, strict=True):
-            for event in scene.events:
-                frames = slice(int(event.start * FRAMES_PER_SECOND), int(np.ceil(event.end * FRAMES_PER_SECOND)))
-                clip = heard(self.library, event)
-                text = "" if self.library.cut[event.clip] else spoken_text(clip)
-                found.append(Utterance(np.asarray(features[frames]), text, labels_of(clip)))
+            for first, last, text, labels in heard_in(scene, self.library):
+                found.append(Utterance(np.asarray(features[first:last]), text, labels))
         return found
 
     def _length(self, plan: _Plan) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,12 +15,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from headrouter_pl.data.pocket.clips import Clip
+from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.pools import Pools
+from headrouter_pl.data.pocket.questions import heard, labels_of, spoken_text
 from headrouter_pl.data.pocket.scenes import Scene, lay_out, render
 from headrouter_pl.models.encoded import encode_audio
 from headrouter_pl.wheels import cache_root
 
-__all__ = ["FRAMES_PER_SECOND", "WINDOW_SECONDS", "EncodedWindows", "draw_window"]
+__all__ = ["FRAMES_PER_SECOND", "WINDOW_SECONDS", "EncodedWindows", "draw_window", "heard_in"]
 
 WINDOW_SECONDS = 30.0
 """What the encoder of the pocket model hears at once."""
@@ -103,6 +105,18 @@ def draw_sparse_window(rng: np.random.Generator, pools: Pools, weights: Mapping[
         clip = pools.draw(rng, str(rng.choice(names, p=shares / shares.sum())), 0.9 * WINDOW_SECONDS / count)
         clips += [] if clip is None else [clip]
     return lay_out(rng, pools.library, clips, WINDOW_SECONDS, murmurs=pools.murmurs, backgrounds=pools.backgrounds)
+
+
+def heard_in(scene: Scene, library: ClipLibrary) -> Iterator[tuple[int, int, str, dict[str, str]]]:
+    """Of each recording in a window: its first and last frame (end exclusive), what is said, and its labels.
+
+    The text is empty where it is not known, or not to be learned.
+    """
+    for event in scene.events:
+        clip = heard(library, event)
+        last = min(int(np.ceil(event.end * FRAMES_PER_SECOND)), round(WINDOW_SECONDS * FRAMES_PER_SECOND))
+        text = "" if library.cut[event.clip] else spoken_text(clip)
+        yield int(event.start * FRAMES_PER_SECOND), last, text, labels_of(clip)
 
 
 class EncodedWindows(Sequence[np.ndarray]):
