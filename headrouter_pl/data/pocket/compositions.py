@@ -12,7 +12,6 @@ from headrouter_pl.data.pocket.questions import LANGUAGES, heard, is_named, role
 from headrouter_pl.data.pocket.scenes import Scene, join
 from headrouter_pl.data.pocket.windows import (
     FRAMES_PER_SECOND,
-    ROLE_WEIGHTS,
     WINDOW_SECONDS,
     EncodedWindows,
     draw_sparse_window,
@@ -26,7 +25,17 @@ Part = tuple[int, int, int]
 _SOUNDS = ("sound", "instrument")
 _EDGE = (0.04, 0.3)  # seconds of its window to keep before and after a recording
 _PAUSE = (5, 50)  # frames without a recording
-_SPEECH = {"role": 0.5, "language": 0.3, "named": 0.2}  # what the other voices are drawn by
+_SPEECH = {"role": 0.6, "language": 0.22, "named": 0.18}  # what the other voices are drawn by
+# By role, how often: mostly what can be asked about.
+_ROLES = {
+    "number": 0.12,
+    "letter": 0.08,
+    "word": 0.08,
+    "phrase": 0.16,
+    "item": 0.20,
+    "room": 0.10,
+    "prompt": 0.18,
+}
 _SAME_VOICE = 0.2  # of the voices that follow another are the same person's
 
 
@@ -150,7 +159,7 @@ class WindowPool(Sequence[np.ndarray]):
         shares = np.array([_SPEECH[name] for name in by])
         name = str(rng.choice(by, p=shares / shares.sum()))
         values = [value for value in self._by[name] if value not in _SOUNDS]
-        weights = np.array([ROLE_WEIGHTS[value] if name == "role" else 1.0 for value in values])
+        weights = np.array([_ROLES[value] if name == "role" else 1.0 for value in values])
         return self._by[name][str(rng.choice(values, p=weights / weights.sum()))]
 
     def _clip(self, window: int, event: int) -> Clip:

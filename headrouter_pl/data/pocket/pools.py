@@ -64,20 +64,29 @@ class Pools:
         role: str,
         max_seconds: float = float("inf"),
         where: Callable[[Clip], bool] = lambda clip: True,
+        power: float = 0.0,
     ) -> int | None:
-        """A clip of a role: first an answer, each equally likely, then one of its clips.
+        """A clip of a role: first an answer, then one of its clips.
 
         Args:
             rng: Source of the choice.
             role: Key of :attr:`roles`.
             max_seconds: Longest clip wanted.
             where: What else is wanted of the clip.
+            power: Answers are as likely as the number of their clips to this power: 0 makes all equally likely, 1 all
+                clips.
 
         Returns:
             Its index; None if none is left.
         """
         answers = self.roles.get(role, {})
-        for answer in rng.permutation(sorted(answers)):
+        names = sorted(answers)
+        if power and names:
+            shares = np.array([len(answers[name]) for name in names]) ** power
+            order = rng.choice(names, len(names), replace=False, p=shares / shares.sum())
+        else:
+            order = rng.permutation(names)
+        for answer in order:
             fitting = [
                 index
                 for index in answers[answer]

@@ -213,7 +213,7 @@ class PocketDataModule(L.LightningDataModule):
         library = ClipLibrary.open(cache=self.cache)
         model: Any = None
         for split in self.counts:
-            for windows in self._encoded(library, split):
+            for windows in self.encoded_windows(library, split):
                 if windows.missing():
                     if model is None:
                         model, processor = load_pocket(self.cache)
@@ -241,7 +241,8 @@ class PocketDataModule(L.LightningDataModule):
         self.processor: ProcessorMixin = load_processor(self.cache)
         self.collate = PackedCollator(self.processor)
 
-    def _encoded(self, library: ClipLibrary, split: str) -> list[EncodedWindows]:
+    def encoded_windows(self, library: ClipLibrary, split: str) -> list[EncodedWindows]:
+        """The windows of a split, a sequence a kind; what is not cached yet is missing from them."""
         pools = Pools.of(library, split)
         encoder = self._encoder_digest()
         return [
@@ -253,7 +254,7 @@ class PocketDataModule(L.LightningDataModule):
         return "" if self.encoder is None else adapter_digest(self.encoder, ".audio_tower.")
 
     def _windows(self, split: str) -> WindowPool:
-        return WindowPool(self._encoded(self.library, split))
+        return WindowPool(self.encoded_windows(self.library, split))
 
     def train_dataloader(self) -> ResumableDataLoader:
         """The curriculum."""

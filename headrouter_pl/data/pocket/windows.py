@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -31,18 +32,21 @@ FRAMES_PER_SECOND = 25
 """Audio tokens a second."""
 
 ROLE_WEIGHTS: Mapping[str, float] = {
-    "number": 0.10,
-    "letter": 0.07,
-    "word": 0.07,
-    "phrase": 0.14,
-    "item": 0.12,
-    "room": 0.06,
-    "prompt": 0.14,
-    "sentence": 0.08,
-    "sound": 0.12,
-    "instrument": 0.10,
+    "number": 0.07,
+    "letter": 0.05,
+    "word": 0.04,
+    "phrase": 0.06,
+    "item": 0.22,
+    "room": 0.09,
+    "prompt": 0.23,
+    "sentence": 0.06,
+    "sound": 0.10,
+    "instrument": 0.08,
 }
-"""How often each role is heard in training windows."""
+"""How often each role is heard in training windows: more of those that have more recordings, so that most are heard."""
+
+_POWER = {"prompt": 0.5, "room": 1.0, "item": 1.0}
+"""For `Pools.draw`: of these roles, what has hundreds of recordings is heard more than what has ten."""
 
 _SHARD = 25  # windows in one file: a stop loses less than ten seconds of encoding
 _RECIPE = 2  # encoded in float32
@@ -65,7 +69,7 @@ def draw_window(
             same = partial(_is_voice, pools.library.clips[clips[-1]].voice)
             clip = pools.draw(rng, str(rng.choice(again)), where=same)
         else:
-            clip = pools.draw(rng, str(rng.choice(names, p=shares / shares.sum())))
+            clip = _draw(rng, pools, str(rng.choice(names, p=shares / shares.sum())))
         if clip is None:
             continue
         filled += pools.library.seconds(clip) * max_speed + 0.7
@@ -74,6 +78,10 @@ def draw_window(
         clips.append(clip)
     scene = lay_out(rng, pools.library, clips, None, backgrounds=pools.backgrounds, max_speed=max_speed)
     return replace(scene, seconds=WINDOW_SECONDS)
+
+
+def _draw(rng: np.random.Generator, pools: Pools, role: str, max_seconds: float = float("inf")) -> int | None:
+    return pools.draw(rng, role, max_seconds, power=_POWER.get(role, 0.0))
 
 
 def _is_voice(voice: str, clip: Clip) -> bool:
@@ -102,7 +110,7 @@ def draw_sparse_window(rng: np.random.Generator, pools: Pools, weights: Mapping[
     count = int(rng.integers(2, 7))
     clips: list[int] = []
     while len(clips) < count:
-        clip = pools.draw(rng, str(rng.choice(names, p=shares / shares.sum())), 0.9 * WINDOW_SECONDS / count)
+        clip = _draw(rng, pools, str(rng.choice(names, p=shares / shares.sum())), 0.9 * WINDOW_SECONDS / count)
         clips += [] if clip is None else [clip]
     return lay_out(rng, pools.library, clips, WINDOW_SECONDS, murmurs=pools.murmurs, backgrounds=pools.backgrounds)
 
@@ -156,7 +164,8 @@ class EncodedWindows(Sequence[np.ndarray]):
     def _drawn(self) -> list[Scene]:
         """The recipes, up to the end of the last file."""
         whole = -(-self.size // _SHARD) * _SHARD
-        return [self.draw(np.random.default_rng([self.seed, i]), self.pools) for i in range(whole)]
+        kind = zlib.crc32(self.draw.__name__.encode())  # each kind of window with recordings of its own
+        return [self.draw(np.random.default_rng([self.seed, kind, i]), self.pools) for i in range(whole)]
 
     @property
     def scenes(self) -> list[Scene]:

@@ -20,6 +20,8 @@ from headrouter_pl.data.pocket.windows import (
     WINDOW_SECONDS,
     EncodedWindows,
     draw_phrase_window,
+    draw_varied_window,
+    draw_window,
 )
 
 FRAMES = round(WINDOW_SECONDS * FRAMES_PER_SECOND)
@@ -62,7 +64,7 @@ def data(tones_library: ClipLibrary, tmp_path: Path) -> PocketDataModule:
     module.library = tones_library
     module.collate = Collate()  # type: ignore[assignment]
     for split in ("train", "validation"):
-        for windows in module._encoded(tones_library, split):
+        for windows in module.encoded_windows(tones_library, split):
             encode(windows)
             assert not windows.missing()
     return module
@@ -78,6 +80,26 @@ def test_windows_are_drawn_by_number(tones_library: ClipLibrary, tmp_path: Path)
         assert scene.seconds == WINDOW_SECONDS
         assert max(event.end for event in scene.events) <= WINDOW_SECONDS
         assert {tones_library.splits[event.clip] for event in scene.events} == {"train"}
+
+
+def test_kinds_of_windows_do_not_hear_the_same_recordings(tones_library: ClipLibrary, tmp_path: Path) -> None:
+    pools = Pools.of(tones_library, "train")
+    kinds = [EncodedWindows(pools, 3, 0, tmp_path, draw) for draw in (draw_window, draw_varied_window)]
+    plain, varied = ([[event.clip for event in scene.events[:5]] for scene in kind.scenes] for kind in kinds)
+    assert all(ours != theirs for ours, theirs in zip(plain, varied, strict=True))
+
+
+def test_who_says_much_is_heard_more(tones_library: ClipLibrary) -> None:
+    """By the number of clips to a power; 0 by answers alone."""
+    voices = {"one": [0], "four": [1, 2, 3, 4], "sixteen": list(range(5, 21))}
+    pools = Pools(tones_library, {"prompt": voices}, [], [])
+    rng = np.random.default_rng(0)
+    for power, shares in ((0.0, [1 / 3, 1 / 3, 1 / 3]), (0.5, [1 / 7, 2 / 7, 4 / 7]), (1.0, [1 / 21, 4 / 21, 16 / 21])):
+        drawn = [pools.draw(rng, "prompt", power=power) for _ in range(3000)]
+        heard = [sum(clip in clips for clip in drawn) / len(drawn) for clips in voices.values()]
+        np.testing.assert_allclose(heard, shares, atol=0.035)
+    assert pools.draw(rng, "prompt", where=lambda clip: False, power=0.5) is None
+    assert pools.draw(rng, "letter", power=0.5) is None
 
 
 def test_phrase_windows_are_of_synthetic_voices_alone(tones_library: ClipLibrary) -> None:
