@@ -12,6 +12,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +53,17 @@ def main() -> None:
     engine = pruner.engine(model)
     with encoded_once(model):
         model(**shape.inputs(model, 2.0), logits_to_keep=1)  # what is loaded at first use
-    with encoded_once(model):
-        if given.keep_ratio < 1:
-            engine.attach()
-        try:
-            cache = DynamicCache()
-            first = prefill(model, inputs, cache)
-            if given.decode:
-                step = {"input_ids": first, cache_argument(model): cache, "use_cache": True}
+    with encoded_once(model), engine if given.keep_ratio < 1 else nullcontext():
+        cache = DynamicCache()
+        first = prefill(model, inputs, cache)
+        if given.decode:
+            step = {"input_ids": first, cache_argument(model): cache, "use_cache": True}
+            model(**step)
+            with profile(activities=activities) as found:
                 model(**step)
-                with profile(activities=activities) as found:
-                    model(**step)
-            else:
-                with profile(activities=activities) as found:
-                    prefill(model, inputs, DynamicCache())
-        finally:
-            engine.detach()
+        else:
+            with profile(activities=activities) as found:
+                prefill(model, inputs, DynamicCache())
     show(found, given)
 
 

@@ -107,17 +107,11 @@ def cache_bytes(cache: Any) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
 
 
-@contextmanager
-def _attached(engine: PruningEngine | None) -> Iterator[None]:
+def _attached(engine: PruningEngine | None) -> AbstractContextManager[Any]:
     if engine is None:
-        yield
-        return
+        return nullcontext()
     engine.report.clear()
-    engine.attach()
-    try:
-        yield
-    finally:
-        engine.detach()
+    return engine
 
 
 def _timed_parts(model: Any, inputs: Mapping[str, Tensor], engine: PruningEngine) -> dict[str, float]:

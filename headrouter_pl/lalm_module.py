@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.models import find_lalm
+from headrouter_pl.models.answer_logits import answer_logits
 from headrouter_pl.models.checkpoints import (
     PROJECTOR,
     PROJECTOR_FILE,
@@ -186,18 +187,9 @@ class LALMModule(L.LightningModule):
         return output.loss
 
     def _answer_forward(self, inputs: Mapping[str, Tensor]) -> Any:
-        """The stock forward with its loss, without logits of the tokens that have no label: nearly all, with audio.
-
-        Its logits are ``[M, vocabulary]``, of the M tokens that the labels follow.
-        """
-        following = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
-        answers = following != -100
-        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][answers], *args[1:]))
-        try:
-            return self.model(**inputs, use_cache=False, shift_labels=following[answers])
-        finally:
-            hook.remove()
+        """The stock forward with its loss, and logits ``[M, vocabulary]`` of the M tokens that a label follows."""
+        with answer_logits(self.model, inputs["labels"]) as (following, _):
+            return self.model(**inputs, use_cache=False, shift_labels=following)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]] | None:
         """Generates and scores answers; returns them as ``texts``, and as ``samples`` the rows of ``score_batch``.

@@ -140,11 +140,8 @@ class HeadRouterGallery(StageCallback):
             for name, ratio, pruner in self._pruners:
                 pruner.tokenizer = find_tokenizer(module, getattr(trainer, "datamodule", None))
                 engine = pruner.engine(module)
-                engine.attach()
-                try:
+                with engine:
                     texts = self._ask(module, batch)
-                finally:
-                    engine.detach()
                 if firsts := _first_reports(engine.report, len(views)):
                     right = self._right(module, batch, texts)
                     self._show(views, name, ratio, firsts, texts, right, engine.scorer, engine.report.profile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -131,8 +131,7 @@ class HeadRouterCallback(StageCallback):
         self.calibrated: dict[str, HeadProfile] = {}
         self._measuring: dict[str, SelfCalibration] = {}
         self._nested: list[str] = []
-        self._attached: AbstractContextManager[PruningReport] | None = None
-        self._attached_report: PruningReport | None = None
+        self._attached: PruningEngine | None = None
 
     # Stages. A stage can lie inside another: validation inside fit.
 
@@ -169,24 +168,24 @@ class HeadRouterCallback(StageCallback):
             # Anew each time: the next module may have another one.
             found = find_tokenizer(module, getattr(trainer, "datamodule", None))
             self.pruner.tokenizer = found if self.tokenizer is None else self.tokenizer
-            attached = self._pruner_or_probe(module, self._nested[-1])
-            self.report = self._attached_report = attached.__enter__()
-            self._attached = attached
+            engine = self._pruner_or_probe(module, self._nested[-1])
+            engine.attach()
+            self._attached, self.report = engine, engine.report
         elif not wanted:
             self._detach()
 
     # Calibration by the first batches
 
-    def _pruner_or_probe(self, module: LightningModule, stage: str) -> AbstractContextManager[PruningReport]:
+    def _pruner_or_probe(self, module: LightningModule, stage: str) -> PruningEngine:
         """What to attach in a stage: with ``profile="self"``, a probe that drops nothing comes first."""
         if not self.calibration_batches:
-            return self.pruner(module)
+            return self.pruner.engine(module)
         assert isinstance(self.pruner.scorer, HeadRouterScorer)
         router = self.pruner.scorer.router
         # Not the last run's until it is measured anew: that may be of another model.
         self.pruner.scorer = HeadRouterScorer(self.calibrated.get(stage, "generic"), router)
         if stage in self.calibrated:
-            return self.pruner(module)
+            return self.pruner.engine(module)
         if self.pruner.tokenizer is None:
             raise ConfigurationError(
                 "profile='self' tells types by the prompts, and there is no tokenizer to read them. Pass "
@@ -195,7 +194,7 @@ class HeadRouterCallback(StageCallback):
         engine = self.pruner.engine(module)  # refuses settings that do not fit the model
         if stage not in self._measuring:
             self._measuring[stage] = SelfCalibration(engine.handle, engine.layer, router)
-        return _attach(self._measuring[stage].engine(self.pruner.tokenizer))
+        return self._measuring[stage].engine(self.pruner.tokenizer)
 
     def _calibrate(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Ends the measuring of a stage, if it is still under way, in all processes at once or one after the other."""
@@ -237,9 +236,9 @@ class HeadRouterCallback(StageCallback):
             self.report = report  # of the last batch, until the next one starts
 
     def _detach(self) -> None:
-        attached, self._attached, self._attached_report = self._attached, None, None
+        attached, self._attached = self._attached, None
         if attached is not None:
-            attached.__exit__(None, None, None)
+            attached.detach()
 
     def _say(self, stage: str) -> None:
         total = self.totals[stage]
@@ -262,8 +261,8 @@ class HeadRouterCallback(StageCallback):
     def _on_batch_start(
         self, trainer: Trainer, module: LightningModule, stage: str, batch: Any, batch_idx: int
     ) -> None:
-        if self._attached_report is not None:
-            self.report = self._attached_report
+        if self._attached is not None:
+            self.report = self._attached.report
         self.report.clear()
 
     @override
@@ -363,12 +362,3 @@ def find_pruners(trainer: Trainer) -> list[HeadRouterCallback]:
     """The trainer's callbacks that prune."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, HeadRouterCallback)]
-
-
-@contextmanager
-def _attach(engine: PruningEngine) -> Iterator[PruningReport]:
-    engine.attach()
-    try:
-        yield engine.report
-    finally:
-        engine.detach()

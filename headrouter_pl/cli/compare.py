@@ -271,13 +271,9 @@ class Asker:
                 engine = sums.engine(self.processor)
                 for audio, scene in groupby(items[:SELF_CALIBRATION_BATCHES], key=lambda item: item.audio):
                     encoded = self.prompter.encode(read_audio(folder / audio, rate))
-                    with encoded_audio(self.model), torch.inference_mode():
-                        engine.attach()
-                        try:
-                            for item in scene:
-                                self.model(**self.prompter.inputs(encoded, item.prompt), logits_to_keep=1)
-                        finally:
-                            engine.detach()
+                    with encoded_audio(self.model), torch.inference_mode(), engine:
+                        for item in scene:
+                            self.model(**self.prompter.inputs(encoded, item.prompt), logits_to_keep=1)
                 measured[run.method.name] = HeadRouterScorer(sums.profile(), scorer.router, scorer.queries)
             run.engine = self._engine(run.method, run.ratio, measured[run.method.name])
 
@@ -365,11 +361,8 @@ class Asker:
         """The answer under a method, the seconds of its prefill, and the report of the sample."""
         tell(run.engine.scorer, run.method, item, encoded.features.shape[1])
         run.engine.report.clear()
-        run.engine.attach()
-        try:
+        with run.engine:
             text, seconds = self.answer(inputs, tokens)
-        finally:
-            run.engine.detach()
         return text, seconds, run.engine.report.samples[0]
 
     def answer(self, inputs: Mapping[str, Any], tokens: int | None = None) -> tuple[str, float]:

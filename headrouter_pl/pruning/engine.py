@@ -108,7 +108,7 @@ _PROMPT_LENGTH: ContextVar[int | None] = ContextVar("headrouter_prompt_length", 
 
 
 class PruningEngine:
-    """The hooks of one pruner on one model.
+    """The hooks of one pruner on one model, on it from :meth:`attach` to :meth:`detach`, or as a context manager.
 
     Args:
         handle: The model.
@@ -224,6 +224,15 @@ class PruningEngine:
             )
 
     # Attaching and detaching
+
+    def __enter__(self) -> PruningReport:
+        """Attaches the hooks, and gives what they fill."""
+        self.attach()
+        return self.report
+
+    def __exit__(self, *exception: object) -> None:
+        """Detaches them."""
+        self.detach()
 
     def attach(self) -> None:
         """Registers all hooks; on any error none stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from headrouter_pl.models import LalmHandle
+from headrouter_pl.models.answer_logits import answer_logits
 from headrouter_pl.pruning.compaction import Rows
 from headrouter_pl.pruning.engine import Forward, PruningEngine
 from headrouter_pl.pruning.prompts import PromptReader
@@ -119,14 +121,8 @@ def measure_attention(
         found.append(measured)
         raise _Enough
 
-    engine = ObservingEngine(handle, probe, receive)
-    engine.attach()
-    try:
+    with ObservingEngine(handle, probe, receive), suppress(_Enough):
         handle.model(**inputs, use_cache=False)
-    except _Enough:
-        pass
-    finally:
-        engine.detach()
     return found[0] if found else None
 
 
@@ -155,23 +151,12 @@ class DroppingEngine(PruningEngine):
         Returns:
             Float32 tensor ``[B]``.
         """
-        # The logits of the other tokens, of audio above all, are never made.
-        following = F.pad(labels, (0, 1), value=-100)[:, 1:]
-        answers = following != -100
-        model: Any = self.handle.model
-        hook = model.get_output_embeddings().register_forward_pre_hook(
-            lambda _, args: (args[0][answers.to(args[0].device)], *args[1:])
-        )
+        model = self.handle.model
         self._labels, self._dropped = labels, dropped
-        try:
-            if dropped is not None:
-                self.attach()
+        self.report.clear()
+        with answer_logits(model, labels) as (following, answers), nullcontext() if dropped is None else self:
             logits = model(**inputs, use_cache=False).logits.float()
-        finally:
-            self.detach()
-            hook.remove()
-            self.report.clear()
-        nll = F.cross_entropy(logits, following[answers].to(logits.device), reduction="none")
+        nll = F.cross_entropy(logits, following.to(logits.device), reduction="none")
         rows = answers.nonzero()[:, 0].to(logits.device)
         sums = nll.new_zeros(len(labels)).index_add(0, rows, nll)
         return sums / answers.sum(1).to(logits.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -117,19 +116,15 @@ class AudioTokenPruner:
             UnsupportedModelError: If the model cannot be pruned exactly.
             HeadRouterError: If a setting does not fit it. The model is left as it was.
         """
-        engine = self.engine(model, audio_mask=audio_mask)
-        engine.attach()
-        try:
-            yield engine.report
-        finally:
-            engine.detach()
+        with self.engine(model, audio_mask=audio_mask) as report:
+            yield report
 
-    def engine(self, model: nn.Module, **options: Any) -> PruningEngine:
-        """The hooks for a model, not attached yet; ``with pruner(model)`` attaches and detaches them.
+    def engine(self, model: nn.Module, *, audio_mask: Tensor | None = None) -> PruningEngine:
+        """The hooks for a model, not attached yet: ``with pruner(model)`` is ``with pruner.engine(model)``.
 
         Args:
             model: See :meth:`__call__`.
-            options: ``audio_mask``, see there.
+            audio_mask: The same.
         """
         handle = find_lalm(model)
         if self.scorer.needs_prompts and self.tokenizer is None and not self._warned:
@@ -150,5 +145,5 @@ class AudioTokenPruner:
             report=PruningReport(getattr(scorer, "profile", None)),
             prompts=None if self.tokenizer is None else PromptReader(self.tokenizer),
             evict_early=self.evict_early,
-            **options,
+            audio_mask=audio_mask,
         )

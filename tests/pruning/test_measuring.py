@@ -124,15 +124,13 @@ def test_observing_changes_no_bit() -> None:
 
     plain = generate()
     found: list[Measured] = []
-    engine = ObservingEngine(find_lalm(model), Probe(layers=(0, 2)), found.append)
-    engine.attach()
-    observed = generate()
-    engine.detach()
+    with ObservingEngine(find_lalm(model), Probe(layers=(0, 2)), found.append) as report:
+        observed = generate()
     assert torch.equal(plain.sequences, observed.sequences)
     assert all(map(torch.equal, plain.logits, observed.logits))
     assert len(found) == 1  # once a prefill
     assert found[0].attention.shape == (2, 2 * tiny.HEADS, 20)
-    assert [len(sample.kept) for sample in engine.report.samples] == [20, 9]
+    assert [len(sample.kept) for sample in report.samples] == [20, 9]
 
 
 def answered(name: str, model: Any) -> tuple[dict[str, Tensor], Tensor]:
