@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from headrouter_pl.alignment import Alignment, Utterance, disturb, pad_utterances, rescale
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.lalm_module import LALMModule
-from headrouter_pl.models.checkpoints import PROJECTOR, find_projectors
+from headrouter_pl.models.checkpoints import ENCODER, PROJECTOR, find_projectors
 from headrouter_pl.models.encoded import run_encoder
 
 __all__ = ["AlignmentModule"]
@@ -43,10 +43,10 @@ class AlignmentModule(LALMModule):
             raise ConfigurationError("AlignmentModule begins with an adapter, not with an initial_checkpoint.")
         super().__init__(**kwargs)
         named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
-        if not any(".audio_tower." in name for name, _ in named) or not any(PROJECTOR in name for name, _ in named):
+        if not any(f".{ENCODER}." in name for name, _ in named) or not any(PROJECTOR in name for name, _ in named):
             raise HeadRouterError("AlignmentModule needs lora on layers of the audio_tower, and train_projector.")
         for name, parameter in named:
-            parameter.requires_grad_(".audio_tower." in name or PROJECTOR in name)
+            parameter.requires_grad_(f".{ENCODER}." in name or PROJECTOR in name)
         self.alignment: Alignment | None = None  # made in setup, of the data's vocabulary
         self.figures = nn.ModuleDict()
         self._scales: deque[float] = deque(maxlen=50)

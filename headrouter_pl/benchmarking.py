@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from headrouter_pl.models.caches import cache_argument
+from headrouter_pl.models.checkpoints import ENCODER
 from headrouter_pl.pruning.caches import CompactKeys
 from headrouter_pl.pruning.engine import PruningEngine
 from headrouter_pl.pruning.timing import now, time_prefills
@@ -131,7 +132,7 @@ def _time_encoder(model: nn.Module) -> Iterator[list[float]]:
 
     hooks = []
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "audio_tower":
+        if name.rpartition(".")[2] == ENCODER:
             hooks.append(module.register_forward_pre_hook(lambda *_: started.append(now())))
             hooks.append(module.register_forward_hook(stop))
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -612,23 +613,18 @@ def calibrate(
     calibrator = ProfileCalibrator(model, **settings)
     done = 0 if state is None else calibrator.load_state(state, data)
     saved = time.monotonic()
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        total = len(batches) if isinstance(batches, Sized) else None
-        rest: Iterable[Mapping[str, Any]] = islice(batches, done, None)
-        if isinstance(batches, Sequence):
-            rest = (batches[index] for index in range(done, len(batches)))
-        with tqdm(rest, total=total, initial=done, desc="calibrating", unit="batch", disable=not progress) as bar:
-            for batch in bar:
-                calibrator.update(batch, f"batch {done}")
-                done += 1
-                if state is not None and time.monotonic() - saved >= _SAVE_SECONDS:
-                    calibrator.save_state(state, done, data)
-                    saved = time.monotonic()
-    finally:
-        for module in training:
-            module.training = True
+    total = len(batches) if isinstance(batches, Sized) else None
+    rest: Iterable[Mapping[str, Any]] = islice(batches, done, None)
+    if isinstance(batches, Sequence):
+        rest = (batches[index] for index in range(done, len(batches)))
+    bar = tqdm(rest, total=total, initial=done, desc="calibrating", unit="batch", disable=not progress)
+    with evaluating(model), bar:
+        for batch in bar:
+            calibrator.update(batch, f"batch {done}")
+            done += 1
+            if state is not None and time.monotonic() - saved >= _SAVE_SECONDS:
+                calibrator.save_state(state, done, data)
+                saved = time.monotonic()
     if state is not None:
         calibrator.save_state(state, done, data)
     return calibrator.profile(name, data)
@@ -681,6 +677,18 @@ def check_attention(attention: Tensor, layers: Sequence[int], key: str) -> None:
             f"{key}: attention is NaN or infinite at layers {found}. Check the sample's audio and the model's dtype "
             "(float16 overflows where bfloat16 does not)."
         )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the block, a model is in evaluation mode; afterwards, each of its modules is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def prepare_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.models import find_lalm
 from headrouter_pl.models.answer_logits import answer_logits
 from headrouter_pl.models.checkpoints import (
+    ENCODER,
+    LORA_SETTINGS,
     PROJECTOR,
     PROJECTOR_FILE,
-    adapter_digest,
+    encoder_digest,
     find_projectors,
     load_adapter,
     load_checkpoint,
@@ -27,7 +29,7 @@ from headrouter_pl.models.checkpoints import (
 )
 from headrouter_pl.models.encoded import EncodedAudio
 from headrouter_pl.tasks import Task, get_task
-from headrouter_pl.tasks.scoring import TaskScores, batch_tasks, parse_batch, score_batch
+from headrouter_pl.tasks.scoring import PackedScores, TaskScores, batch_tasks, parse_batch, score_batch
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -155,6 +157,7 @@ class LALMModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.set_length = "max_new_tokens" in (generate or {})
         self.metrics = nn.ModuleDict({stage: TaskScores(self.task) for stage in ("val", "test")})
+        self.packed = PackedScores()
         if initial_checkpoint is not None:
             saved = torch.load(initial_checkpoint, map_location="cpu", weights_only=True)
             self.on_load_checkpoint(saved)
@@ -197,7 +200,7 @@ class LALMModule(L.LightningModule):
         At the end of the epoch ``val/TASK`` is logged for each task, and ``val/average``, the mean of their scores
         (100 at best, see :func:`headrouter_pl.tasks.scoring.summarize`), if they are several. Packed batches, of
         several questions an audio, are scored without generating: an answer is right if each of its tokens is the
-        likeliest after those before it, as greedy generation would have it. Logged as ``val/TASK``.
+        likeliest after those before it, as greedy generation would have it. Logged as ``val/TASK``, with ``val/loss``.
         """
         if "tasks" not in batch:
             return self._evaluate(batch, "val")
@@ -206,11 +209,7 @@ class LALMModule(L.LightningModule):
             raise HeadRouterError(f"Packed validation is for {', '.join(_ANSWER_LOGITS)}; give one question a sample.")
         output = self._answer_forward(inputs)
         right = _answered_exactly(output.logits, inputs["labels"]).tolist()
-        tasks = [task for row in batch["tasks"] for task in row]
-        self.log("val/loss", output.loss, batch_size=len(tasks))
-        for task in dict.fromkeys(tasks):
-            scores = [float(ok) for ok, name in zip(right, tasks, strict=True) if name == task]
-            self.log(f"val/{task}", sum(scores) / len(scores), batch_size=len(scores), on_epoch=True)
+        self.packed.update(batch["keys"], float(output.loss), batch["tasks"], right)
         return None
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
@@ -276,14 +275,17 @@ class LALMModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forgets the scores of the validation before."""
         self._reset_scores("val")
+        self.packed.reset()
+        self.packed.update([], 0.0, [], [])  # as above, where no batch is packed
 
     def on_test_epoch_start(self) -> None:
         """Forgets the scores of the test before."""
         self._reset_scores("test")
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``val/TASK``."""
+        """Logs ``val/TASK``, and of packed batches ``val/loss`` too."""
         self._log_scores("val")
+        self.log_dict({f"val/{name}": value for name, value in self.packed.compute().items()}, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Logs ``test/TASK``."""
@@ -359,14 +361,14 @@ class LALMModule(L.LightningModule):
         """Names the adapter of an encoder that is out of the model, which the data must have been encoded with.
 
         Returns:
-            As :func:`headrouter_pl.models.checkpoints.adapter_digest`; None without ``encoded_audio``.
+            As :func:`headrouter_pl.models.checkpoints.encoder_digest`; None without ``encoded_audio``.
         """
         if self.encoded_audio is None:
             return None
         if not hasattr(self.model, "peft_config"):
             return ""
         with self._whole():
-            return adapter_digest(self.model, ".audio_tower.")
+            return encoder_digest(self.model)
 
     def on_fit_start(self) -> None:
         """Puts the model into training mode, for dropout; it was loaded in evaluation mode, which Lightning keeps."""
@@ -435,7 +437,7 @@ class LALMModule(L.LightningModule):
             raise HeadRouterError(f"The checkpoint is of another recipe: {'; '.join(wrong[:5])}{more}.")
         if self.encoded_audio is not None:  # what is out of the model when Lightning reads the rest
             with self._whole():
-                encoder = {name: value for name, value in saved.items() if ".audio_tower." in name}
+                encoder = {name: value for name, value in saved.items() if f".{ENCODER}." in name}
                 self.load_state_dict(encoder, strict=False)
 
     def _whole(self) -> AbstractContextManager[None]:
@@ -446,10 +448,8 @@ class LALMModule(L.LightningModule):
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def _lora_settings(self) -> dict[str, Any]:
-        """What decides, beside the weights, what an adapter does."""
         config = getattr(self.model, "peft_config", {}).get("default")
-        names = ("r", "lora_alpha", "use_rslora", "use_dora")
-        return {name: getattr(config, name) for name in names if hasattr(config, name)}
+        return {name: getattr(config, name) for name in LORA_SETTINGS if hasattr(config, name)}
 
     def _unfreeze_projector(self) -> None:
         for projector in find_projectors(self.model):

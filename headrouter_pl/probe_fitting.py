@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrouter_pl.calibration import evidence_mask, prepare_inputs
+from headrouter_pl.calibration import evaluating, evidence_mask, prepare_inputs
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import find_lalm
 from headrouter_pl.profiles import TYPES
@@ -67,12 +67,10 @@ def fit_linear_probe(
     rng = np.random.default_rng(seed)
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in types}
     recorder = _Recorder()
-    # One token from the first layer on: nothing above the embeddings is needed.
-    pruner = AudioTokenPruner(keep_tokens=1, layer=1, scorer=recorder)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        total = len(batches) if isinstance(batches, Sized) else None
+    # One token from an early layer on: nothing above the embeddings is needed.
+    pruner = AudioTokenPruner(keep_tokens=1, scorer=recorder)
+    total = len(batches) if isinstance(batches, Sized) else None
+    with evaluating(model):
         for number, batch in enumerate(tqdm(batches, total=total, desc="probing", unit="batch", disable=not progress)):
             given = {name: value for name, value in batch["inputs"].items() if name != "labels"}
             recorder.embeddings = None
@@ -92,9 +90,6 @@ def fit_linear_probe(
                 if min(map(len, drawn)):
                     chosen = np.concatenate(drawn)
                     found[kind].append((embeddings[chosen], evidence[chosen]))
-    finally:
-        for module in training:
-            module.training = True
     if missing := [name for name, samples in found.items() if not samples]:
         raise HeadRouterError(
             f"No sample of type {', '.join(missing)} holds both evidence and other audio. Add data of the missing "

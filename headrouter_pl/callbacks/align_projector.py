@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from typing_extensions import override
 
 from headrouter_pl.alignment import align_projector
 from headrouter_pl.callbacks._common import is_sharded
 from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.models.checkpoints import find_projectors
 
 __all__ = ["AlignProjector"]
 
 
-class AlignProjector(L.Callback):
+class AlignProjector(Callback):
     """Runs :func:`headrouter_pl.alignment.align_projector` once, before the first training step.
 
     The data module gives the recordings, by its method ``utterances()``. A resumed run, and one that begins with the
@@ -35,7 +37,8 @@ class AlignProjector(L.Callback):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Aligns, unless training has begun already."""
         if trainer.global_step or getattr(pl_module, "projector_trained", False):
             return
@@ -47,11 +50,7 @@ class AlignProjector(L.Callback):
                 "AlignProjector trains whole weights, and FSDP and DeepSpeed keep parts in each process. Align in one "
                 "process or under DDP, and begin with that run's checkpoint (initial_checkpoint)."
             )
-        projector = next(
-            (module for name, module in pl_module.named_modules() if name.endswith("multi_modal_projector")), None
-        )
-        if projector is None:
-            raise HeadRouterError(f"{type(pl_module).__name__} holds no 'multi_modal_projector' to align.")
+        projector = find_projectors(pl_module)[0]
         model: Any = pl_module
         alignment = getattr(pl_module, "alignment", None)
         figures = align_projector(

@@ -167,13 +167,10 @@ class _Questions(Sequence[Mapping[str, Any]]):
 
     def _encode(self, audio: str) -> Any:
         from headrouter_pl.data.audio import read_audio
-        from headrouter_pl.models.encoded import EncodedAudio, encode_audio
+        from headrouter_pl.models.encoded import encode_audio
 
         if self._heard[0] != audio:
             samples = read_audio(self.folder / audio, self.processor.feature_extractor.sampling_rate)
-            self._taken.restore()
-            try:
+            with self._taken.whole():
                 self._heard = (audio, encode_audio(self.model, self.processor, samples))
-            finally:
-                self._taken = EncodedAudio(self.model)
         return self._heard[1]

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 __all__ = [
+    "ADAPTER_FILE",
     "DTYPES",
+    "ENCODER",
+    "LORA_SETTINGS",
     "PROJECTOR",
     "PROJECTOR_FILE",
-    "adapter_digest",
+    "encoder_digest",
     "find_projectors",
     "get_dtype",
     "load_adapter",
@@ -35,11 +38,16 @@ __all__ = [
 
 PROJECTOR = "multi_modal_projector"
 """What models call the module between encoder and decoder."""
+ENCODER = "audio_tower"
+"""What Audio Flamingo 3, and most others, call the encoder."""
 PROJECTOR_FILE = "projector.safetensors"
 """Where a trained projector lies, beside the two files of peft's format."""
+LORA_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora")
+"""What of a ``LoraConfig`` decides, beside the weights, what an adapter does."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 """What weights may be kept in."""
-_ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+"""Weights in peft's format."""
 _PARTS = {
     # Checkpoints that can speak: the part that listens and writes is loaded, whose generate is the common one.
     "Qwen2_5OmniModel": "Qwen2_5OmniThinkerForConditionalGeneration",  # the name in the published ones
@@ -128,7 +136,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
 
     folder = Path(folder)
     try:
-        saved = tensorfile.read(folder / _ADAPTER_FILE)[1]
+        saved = tensorfile.read(folder / ADAPTER_FILE)[1]
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, HeadRouterError) as error:
         raise HeadRouterError(f"{folder} has no adapter in peft's format: {error}") from error
@@ -149,15 +157,14 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     return adapted
 
 
-def adapter_digest(source: str | Path | PeftModel, part: str = "") -> str:
-    """Names the weights of a LoRA adapter, and how they are scaled, in sixteen hex digits.
+def encoder_digest(source: str | Path | PeftModel) -> str:
+    """Names the weights of the encoder's part of a LoRA adapter, and how they are scaled, in sixteen hex digits.
 
     Args:
         source: A folder in peft's format, or a model with one adapter.
-        part: Of weights alone that have it in their names.
 
     Returns:
-        The digits; empty if there are no such weights.
+        The digits; empty if the adapter leaves the encoder as it is.
 
     Raises:
         HeadRouterError: If the folder has no adapter.
@@ -166,12 +173,12 @@ def adapter_digest(source: str | Path | PeftModel, part: str = "") -> str:
 
     config: Any
     if isinstance(source, (str, Path)):
-        saved = tensorfile.read(Path(source) / _ADAPTER_FILE)[1]
+        saved = tensorfile.read(Path(source) / ADAPTER_FILE)[1]
         config = PeftConfig.from_pretrained(str(source))
     else:
         saved, config = get_peft_model_state_dict(source), source.peft_config["default"]
-    weights = {name: saved[name] for name in sorted(saved) if part in name}
-    scaling = {name: getattr(config, name, None) for name in ("r", "lora_alpha", "use_rslora", "use_dora")}
+    weights = {name: saved[name] for name in sorted(saved) if f".{ENCODER}." in name}
+    scaling = {name: getattr(config, name, None) for name in LORA_SETTINGS}
     return digest([weights, scaling]) if weights else ""
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from headrouter_pl.models.checkpoints import PROJECTOR_FILE, merge_adapter, projector_state
+from headrouter_pl import tensorfile
+from headrouter_pl.models.checkpoints import ADAPTER_FILE, PROJECTOR, PROJECTOR_FILE, merge_adapter, projector_state
 from headrouter_pl.models.pocket import PocketError, load_pocket, pocket_folder
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ __all__ = ["POCKET_ADAPTER", "export_pocket", "load_pocket_checkpoint", "load_tr
 POCKET_ADAPTER = Path(__file__).parent / "pocket_adapter"
 """The folder of the weights that come with the package."""
 
-_FILES = (PROJECTOR_FILE, "adapter_config.json", "adapter_model.safetensors")
+_FILES = (PROJECTOR_FILE, "adapter_config.json", ADAPTER_FILE)
 _CARD = "card.json"  # written last: a folder without it is not whole
 
 
@@ -50,7 +51,6 @@ def export_pocket(
         PocketError: The model has no single adapter, or a weight is not finite in float16.
     """
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     found = [module for module in model.modules() if isinstance(module, PeftModel)]
     if len(found) != 1 or list(found[0].peft_config) != ["default"]:
@@ -61,8 +61,8 @@ def export_pocket(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         scratch = Path(name)
-        save_file(_half(state), scratch / PROJECTOR_FILE)
-        save_file(_half(get_peft_model_state_dict(adapted)), scratch / "adapter_model.safetensors")
+        tensorfile.write(scratch / PROJECTOR_FILE, _half(state))
+        tensorfile.write(scratch / ADAPTER_FILE, _half(get_peft_model_state_dict(adapted)))
         config = copy.deepcopy(adapted.peft_config["default"])
         config.base_model_name_or_path, config.inference_mode = None, True  # a path would be this machine's
         config.save_pretrained(scratch)
@@ -72,8 +72,6 @@ def export_pocket(
             "sha256": {file: hashlib.sha256((scratch / file).read_bytes()).hexdigest() for file in _FILES},
         }
         (scratch / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-        for file in (*_FILES, _CARD):
-            (scratch / file).chmod(0o644)  # safetensors' own are for their owner alone
         (folder / _CARD).unlink(missing_ok=True)
         for file in (*_FILES, _CARD):
             os.replace(scratch / file, folder / file)
@@ -107,12 +105,11 @@ def load_trained_pocket(
         PocketError: The folder is not whole, or of another assembled model, or a file is not what the card says.
     """
     from peft import PeftModel
-    from safetensors.torch import load_file
 
     folder = POCKET_ADAPTER if folder is None else Path(folder)
     _verify(folder, pocket_folder(cache).name)
     model, processor = load_pocket(cache, attn_implementation=attn_implementation, progress=progress)
-    model.model.multi_modal_projector.load_state_dict(load_file(folder / PROJECTOR_FILE))
+    model.model.multi_modal_projector.load_state_dict(tensorfile.read(folder / PROJECTOR_FILE)[1])
     model = PeftModel.from_pretrained(model, str(folder))
     return (merge_adapter(model) if merge else model).to(dtype).eval(), processor
 
@@ -158,7 +155,7 @@ def load_pocket_checkpoint(
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise PocketError(f"{path} is of another model: {error}") from error
-    missing = [name for name in missing if "lora_" in name or "multi_modal_projector" in name]
+    missing = [name for name in missing if "lora_" in name or PROJECTOR in name]
     if missing or unexpected:
         raise PocketError(f"{path} is of another model: missing {missing[:3]}, unknown {unexpected[:3]}")
     return merge_adapter(model).to(dtype).eval(), processor

@@ -596,8 +596,8 @@ class PruningEngine:
     def _compact(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        forward = FORWARD.get()
-        if forward is None or forward.engine is not self:
+        forward = self._current()
+        if forward is None:
             return None
         # At once where there is nothing to do, as at nearly every layer of every step of decoding.
         if index != self.layer and forward.rows is None:
@@ -630,8 +630,8 @@ class PruningEngine:
         return (given.pop("hidden_states"),), given
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
-        forward = FORWARD.get()
-        if forward is None or forward.full is None or forward.engine is not self:
+        forward = self._current()
+        if forward is None or forward.rows is None or forward.full is None:
             return None
         full, forward.full = forward.full, None
         if isinstance(output, tuple):

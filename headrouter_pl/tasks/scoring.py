@@ -101,6 +101,42 @@ class TaskScores(Rows):
         return {"samples": rows, **summarize(rows, self.given)}
 
 
+class PackedScores(Rows):
+    """Means over packed validation: the loss, and the share of right answers of each task, the same on every process.
+
+    As in :class:`TaskScores`, what a second process has heard again is left out.
+    """
+
+    def update(self, keys: Sequence[str], loss: float, tasks: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
+        """Keeps a batch.
+
+        Args:
+            keys: Of its rows.
+            loss: Of its answers.
+            tasks: Of each row, the tasks of its questions.
+            right: Whether each question was answered, row by row.
+        """
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        asked = [
+            (task, f"{key} {number}" if key else "")
+            for key, row in zip(keys, tasks, strict=True)
+            for number, task in enumerate(row)
+        ]
+        values = [("loss", " ".join(keys).strip(), loss, len(asked))] if asked else []
+        values += [(task, key, float(ok), 1) for (task, key), ok in zip(asked, right, strict=True)]
+        self.add([[*value, rank] for value in values])
+
+    def compute(self) -> dict[str, float]:
+        """``"loss"``, each batch weighing as many as it has questions, and a mean for each task."""
+        seen: dict[tuple[str, str], int] = {}
+        sums: dict[str, tuple[float, int]] = {}
+        for name, key, value, weight, rank in self.rows():
+            if not key or seen.setdefault((name, key), rank) == rank:
+                total, count = sums.get(name, (0.0, 0))
+                sums[name] = total + weight * value, count + weight
+        return {name: total / count for name, (total, count) in sorted(sums.items())}
+
+
 def summarize(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task] | None = None) -> dict[str, Any]:
     """Results of the tasks among the rows.
 

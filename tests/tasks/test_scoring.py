@@ -15,7 +15,15 @@ from torchmetrics import Metric
 from headrouter_pl.errors import ConfigurationError, UnknownNameError
 from headrouter_pl.tasks import TASKS, AnswerAccuracy, MacroF1, MeanWER, Task, read_answer
 from headrouter_pl.tasks.metrics import CorpusWER, StringMatch
-from headrouter_pl.tasks.scoring import TaskScores, agreement_with, percent_of, score_batch, summarize, table
+from headrouter_pl.tasks.scoring import (
+    PackedScores,
+    TaskScores,
+    agreement_with,
+    percent_of,
+    score_batch,
+    summarize,
+    table,
+)
 
 OPTIONS = ["dog", "cat", "rain"]
 BATCH: dict[str, Any] = {
@@ -254,3 +262,16 @@ def test_string_match() -> None:
     metric = StringMatch()
     metric.update(["It is a dog, twice!", "hotdog", None, "a dog"], ["A dog", "dog", "dog", "..."])
     assert metric.compute() == 0.25
+
+
+def test_packed_rows_count_once() -> None:
+    """What a second process has heard again is left out; a key that one process has twice names two samples."""
+    scores = PackedScores()
+    scores.update(["a", "b"], 1.0, [["code", "language"], ["code"]], [True, True, False])
+    scores.update(["a"], 2.0, [["code"]], [False])
+    (heard,) = [row for row in scores.rows() if row[:2] == ["language", "a 1"]]
+    scores.add([[*heard[:2], 0.0, 1, 1], ["sound", "c 0", 1.0, 1, 1]])  # of process one
+    assert scores.compute() == pytest.approx({"code": 1 / 3, "language": 1.0, "loss": 1.25, "sound": 1.0})
+    scores.reset()
+    scores.update([], 0.0, [], [])
+    assert scores.compute() == {}

@@ -31,7 +31,7 @@ from headrouter_pl.data.pocket.windows import (
     heard_in,
 )
 from headrouter_pl.errors import HeadRouterError
-from headrouter_pl.models.checkpoints import adapter_digest
+from headrouter_pl.models.checkpoints import encoder_digest
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -251,7 +251,7 @@ class PocketDataModule(L.LightningDataModule):
         ]
 
     def _encoder_digest(self) -> str:
-        return "" if self.encoder is None else adapter_digest(self.encoder, ".audio_tower.")
+        return "" if self.encoder is None else encoder_digest(self.encoder)
 
     def _windows(self, split: str) -> WindowPool:
         return WindowPool(self.encoded_windows(self.library, split))
