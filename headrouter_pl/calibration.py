@@ -112,7 +112,8 @@ class CalibrationSums:
         count = int(evidence.sum())
         if not 0 < count < len(evidence):
             return
-        weights = torch.where(evidence, 0.5 / count, 0.5 / (len(evidence) - count)).double()
+        # Not torch.where of two numbers: its dtype is the default one, which Lightning sets to bfloat16 in bf16-true.
+        weights = evidence.double() * (0.5 / count) + (~evidence).double() * (0.5 / (len(evidence) - count))
         attention = attention.double()
         excess = attention[:, evidence].sum(1) - count / len(evidence)
         self._regress(kind, self._features(attention), evidence.double(), weights, excess)
@@ -410,7 +411,7 @@ class ProfileCalibrator:
         engine = DroppingEngine(self.handle, self.layer)
         whole = engine.answer_nll(given, labels).cpu()
         bounds = [_stretches(length, self.stretch) if length else [] for length in seen]
-        rises = [torch.zeros(len(found)) for found in bounds]
+        rises = [torch.zeros(len(found), dtype=torch.float32) for found in bounds]
         for number in range(max(map(len, bounds), default=0)):
             dropped = torch.zeros(len(seen), max(seen), dtype=torch.bool)
             for row, found in enumerate(bounds):
@@ -537,7 +538,9 @@ class SelfCalibration:
                 "input_ids). Take profile='generic'."
             )
         # A router of prompts reads no more of the attention than how many samples there are.
-        likely = self.prior.route(self.blank, measured.prompts, torch.zeros(len(measured.prompts), 1)).argmax(1)
+        likely = self.prior.route(
+            self.blank, measured.prompts, torch.zeros(len(measured.prompts), 1, dtype=torch.float32)
+        ).argmax(1)
         for row, kind in enumerate(likely.tolist()):
             attention = measured.attention[row, :, measured.audio_mask[row]]
             if attention.shape[1]:

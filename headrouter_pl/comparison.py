@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.tasks.base import family_of
 
 __all__ = [
     "UNPRUNED",
@@ -78,11 +79,7 @@ class Method:
         """The router's name; ``"true"`` where each question is given its own type or family, or ``"fixed"``."""
         if self.types is None:
             return self.router
-        return "true" if all(given in (kind, _family(kind)) for kind, given in self.types.items()) else "fixed"
-
-
-def _family(kind: str) -> str:
-    return "semantic" if kind == "semantic" else "acoustic"
+        return "true" if all(given in (kind, family_of(kind)) for kind, given in self.types.items()) else "fixed"
 
 
 # Arrays
@@ -523,7 +520,7 @@ def _lengths(items: _Items) -> Iterator[tuple[int | str, Collection[int]]]:
 def _routes(name: str, answered: _Items, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
     for kind in kinds:
         routes = [row["route"] for row in answered if row["type"] == kind and row["route"]]
-        right = next((given for given in (kind, _family(kind)) if routes and given in routes[0]), None)
+        right = next((given for given in (kind, family_of(kind)) if routes and given in routes[0]), None)
         if right is None:  # not routed, or a profile of other types
             continue
         own = [route[right] for route in routes]

@@ -455,7 +455,11 @@ class LALMModule(L.LightningModule):
         for projector in find_projectors(self.model):
             projector.float().requires_grad_(True)
             # The encoder's outputs may be in half precision, and outside of autocast nothing else would cast them.
-            projector.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
+            projector.register_forward_pre_hook(_to_float)
+
+
+def _to_float(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:  # not a lambda, which cannot be pickled
+    return (args[0].float(), *args[1:])
 
 
 def _answered_exactly(logits: Tensor, labels: Tensor) -> Tensor:

@@ -85,6 +85,8 @@ def fit_linear_probe(
                     raise HeadRouterError(f"{key}: type {kind!r} is none of {', '.join(types)}.")
                 inside = recorder.audio_mask[row]
                 embeddings = recorder.embeddings[row][inside].cpu().numpy()
+                if not len(embeddings):
+                    continue  # a sample without audio
                 evidence = evidence_mask(batch["evidence"][row], len(embeddings), str(key)).numpy()
                 drawn = [rng.permutation(np.flatnonzero(evidence == wanted))[:each] for wanted in (True, False)]
                 if min(map(len, drawn)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,10 @@ class TestRecipe:
         assert module.answer(batch["inputs"]) == want
         with encoded_audio(module.model):
             assert module.answer({**batch["inputs"], **inputs}) == want
+
+    def test_can_be_pickled(self) -> None:
+        module, batch = recipe(), data()[1]
+        assert pickle.loads(pickle.dumps(module)).answer(batch["inputs"]) == module.answer(batch["inputs"])
 
     def test_the_projector_alone_needs_lora(self) -> None:
         with pytest.raises(HeadRouterError, match="train_projector is for lora"):

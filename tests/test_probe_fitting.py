@@ -81,3 +81,21 @@ def test_bad_samples_are_refused() -> None:
     data[0]["evidence"][0] = [(3, 99)]
     with pytest.raises(HeadRouterError, match="batch 0, sample 0: evidence"):
         fit_linear_probe(model, data, types=PLACE, progress=False)
+
+
+def test_a_sample_without_audio_is_skipped() -> None:
+    model = tiny.build(FAMILY)
+    data = planted(model, torch.ones(model.get_input_embeddings().weight.shape[1]), 3)
+    inputs = tiny.inputs(FAMILY, model, [[20], []])
+    mixed = {"inputs": inputs, "types": list(PLACE), "evidence": [[(2, 9)], []]}
+    probe = fit_linear_probe(model, [*data, mixed], types=PLACE, progress=False)
+    assert probe.metadata["samples"] == "semantic 4, sound 3"
+
+
+def test_a_model_that_cannot_be_pruned_at_the_first_layer() -> None:
+    model = tiny.build("gemma3n")
+    batches = []
+    for seed in range(2):
+        inputs = tiny.inputs("gemma3n", model, [[20], [15]], seed=seed)
+        batches.append({"inputs": inputs, "types": list(PLACE), "evidence": [[(0, 1)], [(0, 1)]]})
+    assert fit_linear_probe(model, batches, types=PLACE, progress=False).metadata["model_type"] == "gemma3n"

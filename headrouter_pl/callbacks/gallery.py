@@ -134,6 +134,7 @@ class HeadRouterGallery(StageCallback):
                 self._show(views, name, ratio, firsts, texts, self._right(module, batch, texts), scorer, profile)
         with ExitStack() as stack:
             stack.enter_context(isolate_rng())
+            stack.enter_context(trainer.precision_plugin.forward_context())
             for callback in pruned:
                 stack.enter_context(callback.paused(trainer, module))
             unpruned = self._ask(module, batch)

@@ -134,8 +134,12 @@ class JSONLPredictionWriter(BasePredictionWriter):
             os.fsync(out.fileno())
 
     @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        _leave_out(trainer, ())  # of this run alone; teardown is not called
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Not on_predict_end, which is not called where nothing was left to predict. After an error this is not called.
+        # Not on_predict_end, which is not called where nothing was left to predict.
         if stage != "predict":
             return
         _leave_out(trainer, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from headrouter_pl.data.audio import AudioError, check_audible
+from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableDataLoader
 from headrouter_pl.data.chat import audio_extractor, encode_chats
 from headrouter_pl.data.records import AudioPrompt, DatasetRecords, read_records
 from headrouter_pl.errors import ConfigurationError
@@ -80,8 +82,11 @@ class AudioPromptDataModule(L.LightningDataModule):
         self._left_out: Set[str] = frozenset()
 
     def train_dataloader(self) -> DataLoader[AudioPrompt]:
-        """Shuffled training batches, with labels."""
-        return self._loader("train", shuffle=True)
+        """Training batches with labels, shuffled; a resumed run goes on with the first that it has not seen.
+
+        Their order depends on the seed of Lightning's ``seed_everything`` (0 without one) and the epoch.
+        """
+        return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[AudioPrompt]:
         """Validation batches."""
@@ -106,10 +111,12 @@ class AudioPromptDataModule(L.LightningDataModule):
         """Leaves records of these keys out of prediction: they have been predicted before."""
         self._left_out = frozenset(keys)
 
-    def _loader(self, stage: str, *, shuffle: bool = False) -> DataLoader[AudioPrompt]:
+    def _loader(self, stage: str) -> DataLoader[AudioPrompt]:
         records = self.read(stage)
         in_memory = not isinstance(records, DatasetRecords)  # others are checked batch by batch, but for their keys
         if stage == "train":
+            if not len(records):
+                raise ConfigurationError("There are no records to fit on: give train.")
             if in_memory:
                 _check_answers(records)
         else:
@@ -125,13 +132,13 @@ class AudioPromptDataModule(L.LightningDataModule):
                 raise ConfigurationError(
                     f"{len(chosen)} samples are left to predict, fewer than the {processes} processes: resume in one."
                 )
-        return DataLoader(
-            chosen,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            collate_fn=self.collate_train if stage == "train" else self.collate,
-        )
+        if stage == "train":
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where Lightning's own distributed sampler reads it
+            batches = LengthBucketSampler([1] * len(chosen), self.batch_size, step=1, seed=seed)
+            return ResumableDataLoader(
+                chosen, batch_sampler=batches, num_workers=self.num_workers, collate_fn=self.collate_train
+            )
+        return DataLoader(chosen, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=self.collate)
 
     def collate(self, records: Sequence[AudioPrompt]) -> dict[str, Any]:
         """A batch to generate from.

@@ -68,7 +68,7 @@ def read_records(
     Each has ``audio`` (a path, relative to the list, or several), and a ``prompt``; or, with a task, a ``question``
     that the task's prompt frames, or neither, for the task's prompt alone. There may be an ``answer``, a ``key`` (the
     line or row number, if there is none), a ``task`` and ``options`` (texts of the options; in CSV a JSON list). With
-    options, the answer is one of them or its letter.
+    options, the answer is one of them or its letter; it becomes its letter, unless the task reads none.
 
     Args:
         path: A CSV file with a header, called ``.csv``; a JSONL file, of one object a line, whatever it is called; a
@@ -96,6 +96,9 @@ def read_records(
         rows = list(_csv_rows(path, columns or {}) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
     except (OSError, UnicodeDecodeError) as error:
         raise AudioError(f"{path} cannot be read as a list of records: {error}") from error
+    named = {theirs for theirs in (columns or {}).values() if theirs is not None}
+    if rows and (unknown := sorted(named - {name for _, row in rows if isinstance(row, dict) for name in row})):
+        raise AudioError(f"columns names {unknown}, which no record of {path} has.")
     records = []
     for number, row in rows:
         try:
@@ -138,7 +141,9 @@ def make_record(row: Any, folder: Path, number: int, task: str | None = None) ->
     answer, key = row.get("answer"), row.get("key")
     answer = "" if answer is None else str(answer)
     if options and answer:
-        answer = right_choice(answer, options)
+        letter = right_choice(answer, options)
+        if found is None or found.reads_letters:
+            answer = letter
     return AudioPrompt(clips, prompt, answer, str(number if key is None else key), name, tuple(options))
 
 
@@ -154,6 +159,8 @@ class DatasetRecords(Sequence[AudioPrompt]):
         audio = columns.get("audio") or "audio"
         if audio not in data.column_names:
             raise AudioError(f"{path} has no column {audio!r}, but {data.column_names}; name it with columns.")
+        if unknown := sorted({theirs for theirs in columns.values() if theirs} - set(data.column_names)):
+            raise AudioError(f"columns names {unknown}, which {path} does not have, but {data.column_names}.")
         feature, whole = data.features[audio], datasets.Audio(decode=False)
         if isinstance(feature, datasets.Audio):
             data = data.cast_column(audio, whole)
@@ -199,7 +206,7 @@ def _renamed(row: Any, columns: Mapping[str, str | None]) -> Any:
     if not columns or not isinstance(row, Mapping):
         return row
     kept = {name: value for name, value in row.items() if name not in columns}
-    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs is not None}
+    return kept | {ours: row[theirs] for ours, theirs in columns.items() if theirs is not None and theirs in row}
 
 
 def _list_in(folder: Path) -> Path:

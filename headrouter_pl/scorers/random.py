@@ -24,5 +24,5 @@ class RandomScorer(Scorer):
     def score(self, inputs: ScoringInputs) -> Tensor:
         """See :meth:`Scorer.score`."""
         generator = torch.Generator().manual_seed(self.seed)
-        draw = torch.rand(inputs.audio_mask.shape[1], generator=generator, device="cpu")
+        draw = torch.rand(inputs.audio_mask.shape[1], generator=generator, dtype=torch.float32, device="cpu")
         return draw.to(inputs.audio_mask.device).expand(inputs.audio_mask.shape)

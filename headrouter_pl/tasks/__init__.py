@@ -22,7 +22,14 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("transcription", "semantic", "Transcribe the speech.", read_transcript, CorpusWER, 256),
         Task("question", "semantic", "What is said?", read_answer, AnswerAccuracy),
-        Task("choice", "semantic", "Answer with the letter of the right option.", read_choice, AnswerAccuracy, 8),
+        Task(
+            "choice",
+            "semantic",
+            "{question}\n{options}\nAnswer with the letter of the right option.",
+            read_choice,
+            AnswerAccuracy,
+            8,
+        ),
         Task("voice", "voice", "Who is speaking?", read_answer, AnswerAccuracy),
         Task("sound", "sound", "What sound is this?", read_answer, AnswerAccuracy),
         *AUDIOMARATHON,

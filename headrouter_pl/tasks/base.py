@@ -25,6 +25,11 @@ class Parser(Protocol):
         """
 
 
+def family_of(kind: str) -> str:
+    """The family of a type of task: ``"semantic"``, or ``"acoustic"`` for all others."""
+    return "semantic" if kind == "semantic" else "acoustic"
+
+
 @dataclass(frozen=True)
 class Task:
     """One kind of question about audio.
@@ -33,7 +38,7 @@ class Task:
         name: Its key in :data:`headrouter_pl.tasks.TASKS`.
         type: ``"semantic"``, ``"voice"`` or ``"sound"``.
         prompt: A prompt that asks for it; may have places for ``{question}``, ``{options}`` (a line for each) and
-            ``{letters}`` ("A, B, or C").
+            ``{letters}`` ("A, B, or C"). Without a place for a question, a question stands in the prompt's place.
         parse: Reads the answer out of generated text; right answers are read by it too, so that both compare.
         metric: Makes the metric that is the task's score; its ``update(predictions, targets)`` takes two lists of
             strings, the predictions with None for what could not be read. ``higher_is_better`` says which way it goes.
@@ -56,7 +61,13 @@ class Task:
     @property
     def family(self) -> str:
         """``"semantic"``, or ``"acoustic"`` for voices and sounds."""
-        return "semantic" if self.type == "semantic" else "acoustic"
+        return family_of(self.type)
+
+    @property
+    def reads_letters(self) -> bool:
+        """Whether an option's letter is the same answer as its text."""
+        options = ("one", "two")
+        return self.parse("B", options) == self.parse("two", options)
 
     def ask(self, question: str = "", options: Sequence[str] = ()) -> str:
         """The prompt for one question.
@@ -64,8 +75,17 @@ class Task:
         Args:
             question: Its text.
             options: Texts of its options, in the order of their letters.
+
+        Raises:
+            ValueError: If there are options, but no place for them.
         """
+        prompt = self.prompt if "{question}" in self.prompt or not question else "{question}"
+        if options and not self.options and "{options}" not in prompt:
+            raise ValueError(
+                f"the task {self.name!r} has no place for options in its prompt: name them in a 'prompt', or take the "
+                "task 'choice'"
+            )
         letters = LETTERS[: len(options)]
         lines = (self.option.format(letter=a, option=b) for a, b in zip(letters, options, strict=True))
         named = f"{', '.join(letters[:-1])}{',' if len(letters) > 2 else ''} or {letters[-1]}" if letters else ""
-        return self.prompt.format(question=question, options="\n".join(lines), letters=named)
+        return prompt.format(question=question, options="\n".join(lines), letters=named).lstrip("\n")

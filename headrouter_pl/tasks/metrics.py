@@ -210,7 +210,7 @@ class MeanWER(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("errors", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("errors", torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predictions: Sequence[str | None], targets: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from headrouter_pl.tasks.base import LETTERS
 
 _NO_OPTIONS = "ABCDEFGH"  # letters that may be answers where the options are not known
+_QUOTES = " \t\r\n'’‘`\"“”„«»「」『』"
 _MARKS = str.maketrans(dict.fromkeys('*`"“”„«»「」『』【】', " "))
 
 # Letters are told from words by ASCII neighbours alone: in "答案是B" no space stands between.
@@ -88,8 +89,13 @@ def read_spoken(text: str, options: Sequence[str] = ()) -> str | None:
 
 
 def read_answer(text: str, options: Sequence[str] = ()) -> str | None:
-    """The answer itself, without surrounding space and full stop."""
-    return text.strip().rstrip(".").strip() or None
+    """The answer itself, without quotation marks about it, and punctuation at its end.
+
+    Example:
+        >>> read_answer('"Yes, sir!"')
+        'Yes, sir'
+    """
+    return text.strip(_QUOTES).rstrip(f".,;:!?。！？…{_QUOTES}") or None
 
 
 def read_text(text: str, options: Sequence[str] = ()) -> str | None:

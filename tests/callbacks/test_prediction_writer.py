@@ -133,6 +133,16 @@ def test_what_was_left_out_is_asked_by_the_next_run(tmp_path: Path, want: list[d
     assert module.asked == COUNT
 
 
+def test_what_was_left_out_is_asked_after_an_error_too(tmp_path: Path) -> None:
+    path, module_data = tmp_path / "p.jsonl", data()
+    for left in (2, 1):  # stopped, and the run that goes on as well
+        with pytest.raises(RuntimeError, match="stopped"):
+            predict(make(left=left), module_data, HeadRouterCallback(0.5), JSONLPredictionWriter(str(path), "resume"))
+    module = make()
+    predict(module, module_data, HeadRouterCallback(0.5))
+    assert module.asked == COUNT
+
+
 def test_names_are_taken_literally(tmp_path: Path) -> None:
     """As a pattern, "[0.5]" would be one character, and "run" would take in "run.b"."""
     with pytest.raises(RuntimeError, match="stopped"):

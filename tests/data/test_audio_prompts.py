@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from headrouter_pl.data import AudioError, AudioPrompt, AudioPromptDataModule, read_records
+from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.models.pocket import pocket_folder
 
 RATE = 100
@@ -129,7 +131,7 @@ class TestBatches:
         with pytest.raises(AudioError, match=r"cannot label it"):
             data.collate_train(ANSWERED)
 
-    def test_loaders(self) -> None:
+    def test_loaders(self, monkeypatch: pytest.MonkeyPatch) -> None:
         data = module(train=ANSWERED, validate=RECORDS[:2], test=RECORDS[1:], predict=RECORDS, batch_size=2)
         for loader, keys in (
             (data.val_dataloader(), [["one", "two"]]),
@@ -141,13 +143,28 @@ class TestBatches:
             assert not any("labels" in batch["inputs"] for batch in batches)
         orders = set()
         for seed in range(8):
-            torch.manual_seed(seed)
+            monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
             batches = list(data.train_dataloader())
             assert all("labels" in batch["inputs"] for batch in batches)
             order = tuple(key for batch in batches for key in batch["keys"])
             assert sorted(order) == ["one", "three", "two"]
             orders.add(order)
         assert len(orders) > 1  # shuffled
+
+    def test_training_goes_on_with_what_it_has_not_seen(self) -> None:
+        records = [replace(ANSWERED[0], key=str(number)) for number in range(7)]
+        loaders = [module(train=records, batch_size=2).train_dataloader() for _ in range(2)]
+        whole = [batch["keys"] for batch in loaders[0]]
+        stopped = iter(loaders[1])
+        seen = [next(stopped)["keys"] for _ in range(2)]
+        resumed = module(train=records, batch_size=2).train_dataloader()
+        resumed.load_state_dict(loaders[1].state_dict())
+        assert seen + [batch["keys"] for batch in resumed] == whole
+        assert sorted(key for keys in whole for key in keys) == [str(number) for number in range(7)]
+        resumed.batch_sampler.set_epoch(1)
+        assert [batch["keys"] for batch in resumed] != whole
+        with pytest.raises(ConfigurationError, match="no records to fit on"):
+            module().train_dataloader()
 
 
 class TestCutAudio:

@@ -117,8 +117,13 @@ class TestCSV:
         path = self.write(tmp_path, "file,text\na.wav,it was\n")
         (record,) = read_records(path, columns={"audio": "file", "answer": "text"}, task="transcription")
         assert (record.answer, record.task, record.prompt) == ("it was", "transcription", "Transcribe the speech.")
-        with pytest.raises(AudioError, match=r"line 2.*KeyError.*sound"):
+        with pytest.raises(AudioError, match=r"columns names \['sound'\], which no record of .* has"):
             read_records(path, columns={"audio": "sound"}, task="transcription")
+
+    def test_a_column_of_another_name_may_be_empty(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "audio,prompt,text\na.wav,Who?,Bob\nb.wav,Who?,\n")
+        records = read_records(path, columns={"answer": "text"})
+        assert [record.answer for record in records] == ["Bob", ""]
 
 
 class TestSuffixes:
@@ -171,6 +176,32 @@ class TestTasks:
         path = folder / "list.jsonl"
         path.write_text(json.dumps({"audio": "a.wav", **row}), encoding="utf-8")
         return read_records(path, task=task)[0]
+
+    @pytest.mark.parametrize(
+        ("row", "prompt", "answer"),
+        [
+            ({"task": "question", "question": "Who speaks?", "answer": "Bob"}, "Who speaks?", "Bob"),
+            ({"task": "voice", "answer": "Bob"}, "Who is speaking?", "Bob"),
+            (
+                {"task": "choice", "question": "Which animal?", "options": ["cat", "dog"], "answer": "dog"},
+                "Which animal?\nA. cat\nB. dog\nAnswer with the letter of the right option.",
+                "B",
+            ),
+            ({"task": "choice", "answer": "B"}, "Answer with the letter of the right option.", "B"),
+            # A task that reads no letters keeps the text, in whose place a letter would never be right.
+            ({"task": "sound", "prompt": "A dog or a cat?", "options": ["cat", "dog"], "answer": "dog"},
+             "A dog or a cat?", "dog"),
+            ({"prompt": "A dog or a cat?", "options": ["cat", "dog"], "answer": "dog"}, "A dog or a cat?", "B"),
+        ],
+    )  # fmt: skip
+    def test_questions_of_the_tasks_here(self, tmp_path: Path, row: dict[str, Any], prompt: str, answer: str) -> None:
+        record = self.read(tmp_path, row)
+        assert (record.prompt, record.answer) == (prompt, answer)
+
+    def test_options_need_a_place(self, tmp_path: Path) -> None:
+        row = {"question": "Which animal?", "options": ["cat", "dog"], "answer": "dog"}
+        with pytest.raises(AudioError, match="the task 'sound' has no place for options in its prompt"):
+            self.read(tmp_path, row, "sound")
 
     def test_a_task_frames_the_question(self, tmp_path: Path) -> None:
         row = {"task": "audiomarathon-mc", "question": "Which genre?", "options": ["jazz", "rock"], "answer": "Rock"}
@@ -303,9 +334,10 @@ class TestDatasets:
         path = self.save(datasets, tmp_path, {"sound": ["a.wav"], "prompt": ["Q"]})
         with pytest.raises(AudioError, match=r"no column 'audio', but \['sound', 'prompt'\]"):
             read_records(path)
-        records = read_records(path, columns={"audio": "sound", "answer": "text"})
-        with pytest.raises(AudioError, match=r"saved, line 0 is not a record.*KeyError.*text"):
-            records[0]
+        with pytest.raises(
+            AudioError, match=r"columns names \['text'\], which .* does not have, but \['sound', 'prompt'\]"
+        ):
+            read_records(path, columns={"audio": "sound", "answer": "text"})
         datasets.DatasetDict({"test": datasets.load_from_disk(str(path))}).save_to_disk(tmp_path / "splits")
         with pytest.raises(AudioError, match=r"several splits; give one of .*splits/test"):
             read_records(tmp_path / "splits")
