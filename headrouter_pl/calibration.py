@@ -572,7 +572,7 @@ def check_settings(
     if fit is not None and fit not in FITS[method]:
         if not FITS[method]:
             raise ConfigurationError(f"fit={fit!r} would be ignored: the method {method!r} has nothing to fit.")
-        raise unknown_name(f"fit of the method {method!r},", fit, FITS[method])
+        raise unknown_name(f"{method} fit", fit, FITS[method])
     if len(types) < 2 or set(types.values()) - {"semantic", "acoustic"}:
         raise ConfigurationError(
             f"types must be two names or more, each with its family, 'semantic' or 'acoustic', got {dict(types)}."

@@ -155,7 +155,7 @@ class LALMModule(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.betas = betas
         self.weight_decay = weight_decay
-        self.set_length = "max_new_tokens" in (generate or {})
+        self._length_given = "max_new_tokens" in (generate or {})
         self.metrics = nn.ModuleDict({stage: TaskScores(self.task) for stage in ("val", "test")})
         self.packed = PackedScores()
         if initial_checkpoint is not None:
@@ -236,12 +236,12 @@ class LALMModule(L.LightningModule):
         """
         inputs = self._to_model_dtype({name: value for name, value in inputs.items() if name != "labels"})
         settings = self.generate_settings
-        if limits and not self.set_length:
+        if limits and not self._length_given:
             settings = {**settings, "max_new_tokens": max(limits)}
         if self._sharded:
             settings = {**settings, "synced_gpus": True}  # all processes gather weights at each step
         output = self.model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]  # type: ignore[operator]
-        if limits and not self.set_length and len(set(limits)) > 1:
+        if limits and not self._length_given and len(set(limits)) > 1:
             output = [row[:limit] for row, limit in zip(output, limits, strict=True)]  # as in a batch of its own
         return self.processor.batch_decode(output, skip_special_tokens=True)
 

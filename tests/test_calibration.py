@@ -504,7 +504,7 @@ def test_other_bad_batches() -> None:
     ("settings", "message"),
     [
         ({"method": "utilty"}, "Unknown calibration method 'utilty'. Did you mean 'utility'"),
-        ({"method": "utility", "fit": "mass"}, "Unknown fit of the method 'utility', 'mass'"),
+        ({"method": "utility", "fit": "mass"}, "Unknown utility fit 'mass'"),
         ({"fit": "signed"}, "would be ignored"),
         ({"types": {"sound": "acoustic"}}, "two names or more"),
         ({"types": {"a": "b", "c": "acoustic"}}, "two names or more"),

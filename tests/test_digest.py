@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,15 @@ class Other(Thing):
     pass
 
 
+class Shade(Enum):
+    DARK = 1
+    LIGHT = 2
+
+
 DIFFERENT = [
     1, 1.0, "1", None, True, (1,), ((1,),), {"a": 1}, {"b": 1}, len, Thing, Thing(), Other(), Thing(a=1), Thing(a="1"),
     Thing(a=[1, 2]), Thing(a=[[1], 2]), Thing(a=Thing(b=1)), Thing(a=nn.Linear(1, 1)),
+    {1}, {1, 2}, frozenset(), Shade.DARK, Shade.LIGHT, partial(len), partial(max, 1), partial(max, default=1),
     torch.zeros(2), torch.zeros(1, 2),
     np.zeros(2), np.array([0, 1], dtype=np.float32), np.array(["a"], dtype=object), np.array(["b"], dtype=object),
 ]  # fmt: skip
@@ -40,6 +48,12 @@ def test_equal_values() -> None:
     assert digest(make()) == digest(make())
     assert digest(Thing(a=1, _b=2)) == digest(Thing(a=1, _b=3))
     assert digest(torch.ones(2, dtype=torch.bfloat16)) == digest(torch.ones(2))
+
+
+def test_the_same_in_every_process() -> None:
+    """Neither a set's order nor an address counts."""
+    assert digest({"a", "b", "c"}) == "4234356636534f54"
+    assert digest(np.random.default_rng(0)) == digest(np.random.default_rng(1))
 
 
 @pytest.mark.parametrize("make", [Thing, lambda **given: given])

@@ -248,7 +248,7 @@ class HeadRouterCallback(StageCallback):
         rank_zero_info(
             f"HeadRouterCallback, {stage}: {total['audio_tokens_kept']:.0f} of {total['audio_tokens_seen']:.0f} audio "
             f"tokens kept ({total['audio_tokens_kept'] / total['audio_tokens_seen']:.1%}) in {total['samples']:.0f} "
-            f"prefills, {total['kv_bytes_saved'] / 2**20:.1f} MiB of KV cache saved, decoder prefill at "
+            f"samples, {total['kv_bytes_saved'] / 2**20:.1f} MiB of KV cache saved, decoder prefill at "
             f"{total['flops'] / total['flops_unpruned']:.1%} of its FLOPs."
         )
         if total["unpruned_batches"]:
@@ -312,12 +312,13 @@ class HeadRouterCallback(StageCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._nested.clear()
-        self._measuring.clear()
-        self._detach()
+        self._release()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def _release(self) -> None:
         self._nested.clear()
         self._measuring.clear()
         self._detach()

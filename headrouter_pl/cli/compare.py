@@ -148,7 +148,7 @@ def read_methods(given: Sequence[Mapping[str, Any]]) -> list[Method]:
     for entry in given:
         for name in entry:
             if name not in known:
-                raise unknown_name("setting of a method", str(name), known)
+                raise unknown_name("method setting", str(name), known)
         if missing := {"name", "scorer"} - set(entry):
             raise ConfigurationError(f"The method {dict(entry)} lacks {', '.join(sorted(missing))}.")
         if entry["name"] in [method.name for method in methods]:

@@ -171,7 +171,7 @@ class LalmHandle:
         """Whether the layer reads the keys and values of an earlier layer instead of its own."""
         return bool(getattr(self.attention(layer), "is_kv_shared_layer", False))
 
-    def read_query_key(self, layer: int, query: Receiver, key: Receiver) -> list[RemovableHandle]:
+    def hook_query_key(self, layer: int, query: Receiver, key: Receiver) -> list[RemovableHandle]:
         """Hooks the modules after which queries and keys are complete but not yet rotated.
 
         Args:

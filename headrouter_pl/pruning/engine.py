@@ -244,7 +244,7 @@ class PruningEngine:
                 self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
                 self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
             for index in self.probed:
-                self._hooks.extend(handle.read_query_key(index, self._read_query, self._read_key))
+                self._hooks.extend(handle.hook_query_key(index, self._read_query, self._read_key))
                 if self.scorer.probe is not None and self.scorer.probe.rotary and self.pool is None:
                     read = partial(self._read_rotary, index)
                     self._hooks.append(handle.layers[index].register_forward_pre_hook(read, with_kwargs=True))

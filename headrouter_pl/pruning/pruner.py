@@ -15,7 +15,7 @@ from headrouter_pl.pruning.engine import PruningEngine
 from headrouter_pl.pruning.prompts import PromptReader, Tokenizer
 from headrouter_pl.pruning.report import PruningReport
 from headrouter_pl.routers import PromptRouter, Router
-from headrouter_pl.scorers import Scorer, get_scorer
+from headrouter_pl.scorers import HeadRouterScorer, Scorer, get_scorer
 
 DEFAULT_KEEP_RATIO = 0.7
 DEFAULT_LAYER = 2
@@ -142,7 +142,7 @@ class AudioTokenPruner:
             layer=layer,
             keep_ratio=self.keep_ratio,
             keep_tokens=self.keep_tokens,
-            report=PruningReport(getattr(scorer, "profile", None)),
+            report=PruningReport(scorer.profile if isinstance(scorer, HeadRouterScorer) else None),
             prompts=None if self.tokenizer is None else PromptReader(self.tokenizer),
             evict_early=self.evict_early,
             audio_mask=audio_mask,

@@ -104,7 +104,7 @@ def test_queries_and_keys_by_heads(name: str) -> None:
     seen: dict[tuple[str, int], Tensor] = {}
     hooks = []
     for index in range(handle.highest_layer):
-        hooks += handle.read_query_key(
+        hooks += handle.hook_query_key(
             index, lambda i, states: seen.update({("q", i): states}), lambda i, states: seen.update({("k", i): states})
         )
     tiny.core(name, model)(**batch)
