@@ -29,6 +29,7 @@ from headrouter_pl.data.pocket.scenes import Scene, render
 from headrouter_pl.data.pocket.splits import SPLITS
 from headrouter_pl.data.pocket.windows import FRAMES_PER_SECOND
 from headrouter_pl.errors import unknown_name
+from headrouter_pl.results import json_lines, parse_json_lines
 from headrouter_pl.wheels import cache_root
 
 __all__ = ["LENGTHS", "PocketBenchmark", "PocketItem"]
@@ -167,13 +168,11 @@ class PocketBenchmark:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    # Not splitlines: a text may hold other separators of lines, which JSON leaves as they are.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return parse_json_lines(path.read_text(encoding="utf-8"))
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(json_lines(rows), encoding="utf-8")
 
 
 def _item(row: Mapping[str, Any]) -> PocketItem:
