@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,17 @@ from headrouter_pl.tasks import read_transcript
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
 
-__all__ = ["TARGETS", "Answered", "confusions", "normalize", "score_answer", "summarize", "target", "wilson"]
+__all__ = [
+    "TARGETS",
+    "Answered",
+    "Scorable",
+    "confusions",
+    "normalize",
+    "score_answer",
+    "summarize",
+    "target",
+    "wilson",
+]
 
 TARGETS: Mapping[str, float] = {
     "language": 0.95,
@@ -47,6 +57,22 @@ _SCALES = (
 )
 _Z = 1.959963984540054  # 97.5 % of the normal distribution
 _RESAMPLES = 2_000
+
+
+class Scorable(Protocol):
+    """What must be known of a question to score an answer to it."""
+
+    @property
+    def task(self) -> str:
+        """Key of :data:`headrouter_pl.data.pocket.questions.QUESTION_TASKS`."""
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+
+    @property
+    def options(self) -> Sequence[str]:
+        """Answers named in the prompt; empty for open questions."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +107,7 @@ class Answered:
     silenced: str | None = None
 
 
-def score_answer(item: PocketItem, text: str) -> Score:
+def score_answer(item: Scorable, text: str) -> Score:
     """Scores an answer.
 
     Both sides are normalised (:func:`normalize`), and must then be the same. If the prompt names options, it is also
