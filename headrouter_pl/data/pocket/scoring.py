@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter
@@ -55,7 +54,6 @@ _SCALES = (
     (re.compile(r"\b(?:(\d+) )?hundred(?: (?:and )?(\d{1,2}))?\b"), 100),
     (re.compile(r"\b(?:(\d+) )?thousand(?: (?:and )?(\d{1,3}))?\b"), 1000),
 )
-_Z = 1.959963984540054  # 97.5 % of the normal distribution
 _RESAMPLES = 2_000
 
 
@@ -179,9 +177,10 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     """
     if not count:
         return 0.0, 1.0
-    share, z2 = right / count, _Z**2 / count
-    middle, half = share + z2 / 2, _Z * math.sqrt(share * (1 - share) / count + z2 / count / 4)
-    return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, count).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def target(task: str, seconds: float) -> float | None:
