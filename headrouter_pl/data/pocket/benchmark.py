@@ -158,7 +158,7 @@ class PocketBenchmark:
         count = SCENES[split] if scenes is None else scenes
         recipe = [_RECIPE, library.name, split, count, seed, dict(LENGTHS)]
         name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
-        base = (cache_root() if cache is None else Path(cache)) / "pocket-benchmark"
+        base = cache_root(cache) / "pocket-benchmark"
         base.mkdir(parents=True, exist_ok=True)
         folder = base / f"{split}-{name}"
         with FileLock(base / f"{folder.name}.lock"):

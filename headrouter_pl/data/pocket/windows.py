@@ -155,7 +155,7 @@ class EncodedWindows(Sequence[np.ndarray]):
         self.seed = seed
         self.draw = draw
         self.encoder = encoder
-        self.folder = (cache_root() if cache is None else Path(cache)) / "pocket-windows"
+        self.folder = cache_root(cache) / "pocket-windows"
 
     def __len__(self) -> int:
         return self.size
