@@ -20,8 +20,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from headrouter_pl.data.audio_prompts import AudioPrompt
-from headrouter_pl.data.pocket.casting import Casting
+from headrouter_pl.data.pocket.casting import PEOPLE, Casting
 from headrouter_pl.data.pocket.clips import SAMPLING_RATE
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.questions import QUESTION_TASKS, Question
@@ -43,7 +42,6 @@ SCENES = {"test": 48, "validation": 12, "train": 12, "sealed": 12}
 _CONTENT = 0.7  # of the scenes ask what and how; the rest ask who and how many
 _RECIPE = 3  # raise it when drawing or rendering changes
 _RECORD = "benchmark.json"  # written last: a folder without it is not whole
-_PEOPLE = ("same_speaker", "voice_count", "first_speaker")
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,6 @@ class PocketBenchmark:
 
     folder: Path
     items: Sequence[PocketItem]
-
-    def records(self) -> list[AudioPrompt]:
-        """The questions, for :class:`headrouter_pl.data.AudioPromptDataModule`."""
-        return [AudioPrompt(self.folder / item.audio, item.prompt, item.answer, item.key) for item in self.items]
 
     def summary(self) -> dict[str, Any]:
         """Figures about the split.
@@ -260,6 +254,6 @@ def _targets(count: int) -> Iterator[tuple[str, ...]]:
     for _ in range(content):
         yield (*islice(semantic, 2), next(voice), next(sound))
     # No phrase: the gender of the voices that say phrases is not known.
-    semantic, people = cycle(("code", "object", "line", "transcription")), cycle(_PEOPLE)
+    semantic, people = cycle(("code", "object", "line", "transcription")), cycle(PEOPLE)
     for _ in range(count - content):
         yield (next(semantic), next(people))

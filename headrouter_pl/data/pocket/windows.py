@@ -103,10 +103,10 @@ def draw_sentence_window(rng: np.random.Generator, pools: Pools) -> Scene:
     return draw_window(rng, pools, {"sentence": 0.7, "prompt": 0.3}, max_speed=1.2)
 
 
-def draw_sparse_window(rng: np.random.Generator, pools: Pools, weights: Mapping[str, float] = ROLE_WEIGHTS) -> Scene:
+def draw_sparse_window(rng: np.random.Generator, pools: Pools) -> Scene:
     """A window of 30 s with two to six clips, far apart, and quiet speech between, as long audio is."""
-    names = [name for name in weights if name in pools.roles]
-    shares = np.array([weights[name] for name in names])
+    names = [name for name in ROLE_WEIGHTS if name in pools.roles]
+    shares = np.array([ROLE_WEIGHTS[name] for name in names])
     count = int(rng.integers(2, 7))
     clips: list[int] = []
     while len(clips) < count:
