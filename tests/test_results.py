@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
-from headrouter_pl.results import ResultsLog, check_output, write_text
+from headrouter_pl.results import ResultsLog, check_output, json_lines, parse_json_lines, write_text
 
 CONFIGURATION = {"weights": "12ab", "ratios": (0.5, 0.1)}  # a tuple comes back as a list
 ROWS = [{"key": "a", "text": "señor\u2028x"}, {"key": "b", "text": "two"}, {"key": "c", "text": ""}]
@@ -88,6 +88,17 @@ def test_what_is_not_a_file_of_results_is_left_alone(tmp_path: Path, content: st
     with pytest.raises(HeadRouterError, match="does not hold results"):
         ResultsLog(path, CONFIGURATION)
     assert path.read_text() == content
+
+
+def test_json_lines() -> None:
+    text = json_lines(ROWS)
+    assert text.count("\n") == len(ROWS)
+    assert "señor\u2028x" in text
+    assert parse_json_lines(text) == parse_json_lines(f"\n{text}\n") == ROWS
+    assert json_lines([]) == ""
+    assert parse_json_lines("") == []
+    with pytest.raises(ValueError, match="Expecting value"):
+        parse_json_lines(f"{text}cut")
 
 
 def test_write_text(tmp_path: Path) -> None:

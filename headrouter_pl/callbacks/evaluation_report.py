@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from headrouter_pl.callbacks._common import StageCallback
 from headrouter_pl.errors import ConfigurationError
-from headrouter_pl.results import format_table, write_text
+from headrouter_pl.results import format_table, json_lines, parse_json_lines, write_text
 from headrouter_pl.tasks import Task
 from headrouter_pl.tasks.scoring import TaskScores, agreement_with, percent_of, table
 
@@ -84,7 +84,7 @@ class EvaluationReport(StageCallback):
         self._scores.update(outputs["samples"])
         if not trainer.sanity_checking:
             with self._part(trainer).open("a", encoding="utf-8") as out:
-                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs["samples"])
+                out.write(json_lines(outputs["samples"]))
 
     @override
     def _on_stage_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -101,8 +101,7 @@ class EvaluationReport(StageCallback):
         }
         self.results = results
         if trainer.is_global_zero:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-            write_text(self.folder / SAMPLES, "".join(lines))
+            write_text(self.folder / SAMPLES, json_lines(samples))
             self._write()
         self._part(trainer).unlink(missing_ok=True)
         if self.unpruned is not None:  # what was scored is on disk already, in case this is refused
@@ -125,7 +124,7 @@ class EvaluationReport(StageCallback):
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        rows = parse_json_lines(path.read_text(encoding="utf-8"))
         for row in rows:
             row["task"], row["key"], row["answer"], row["text"], row["failure"]
     except (OSError, ValueError, LookupError, TypeError) as error:

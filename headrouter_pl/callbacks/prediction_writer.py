@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
-from headrouter_pl.results import write_text
+from headrouter_pl.results import json_lines, write_text
 
 __all__ = ["JSONLPredictionWriter"]
 
@@ -88,7 +88,7 @@ class JSONLPredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             first = self._part(0)
             header = {"settings": settings}
-            write_text(first, "".join(_line(value) for value in (header, *([at, row] for at, row in rows.values()))))
+            write_text(first, _lines([header, *([at, row] for at, row in rows.values())]))
             for part in parts:
                 if part != first:
                     part.unlink()
@@ -96,7 +96,7 @@ class JSONLPredictionWriter(BasePredictionWriter):
                 self.path.unlink(missing_ok=True)
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
-            write_text(self._part(trainer.global_rank), _line({"settings": settings}))
+            write_text(self._part(trainer.global_rank), _lines([{"settings": settings}]))
 
     @override
     def write_on_batch_end(
@@ -116,7 +116,7 @@ class JSONLPredictionWriter(BasePredictionWriter):
         # Failed samples follow the others of their batch, so that the batch's place counts, and then theirs in it.
         known = int(bool(batch_indices))
         place = batch_indices[0] if batch_indices else batch_idx * trainer.world_size + trainer.global_rank
-        lines = []
+        lines: list[list[Any]] = []
         for number, row in enumerate(prediction):
             key = row.get("key")
             if not isinstance(key, str) or not key:
@@ -127,9 +127,10 @@ class JSONLPredictionWriter(BasePredictionWriter):
                 raise HeadRouterError(f"Two samples have the key {key!r}; give each its own.")
             self._mine.add(key)
             if key not in self._done:
-                lines.append(_line([[self._run, dataloader_idx, place, number, known], dict(row)]))
+                lines.append([[self._run, dataloader_idx, place, number, known], dict(row)])
+        text = _lines(lines)
         with self._part(trainer.global_rank).open("a", encoding="utf-8") as out:
-            out.write("".join(lines))
+            out.write(text)
             out.flush()
             os.fsync(out.fileno())
 
@@ -151,7 +152,7 @@ class JSONLPredictionWriter(BasePredictionWriter):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             ordered = sorted(rows.values(), key=lambda row: row[0])
-            write_text(self.path, "".join(_line(row) for _, row in ordered))
+            write_text(self.path, _lines([row for _, row in ordered]))
             for part in parts:
                 part.unlink()
             rank_zero_info(f"{self.path}: {len(ordered)} predictions")
@@ -179,9 +180,9 @@ def _leave_out(trainer: Trainer, keys: Collection[str]) -> None:
         leave_out(keys)
 
 
-def _line(value: Any) -> str:
+def _lines(values: Sequence[Any]) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False) + "\n"
+        return json_lines(values)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"A prediction must be made of JSON values: {error}.") from error
 

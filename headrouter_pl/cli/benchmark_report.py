@@ -97,36 +97,32 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
         figures: What ``benchmark`` returns, of at least one row.
         path: The PNG to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from headrouter_pl.cli.figures import drawing
 
     rows = figures["rows"]
     panels = list(dict.fromkeys((row["batch"], row["attention"], row["layer"]) for row in rows))
     ratios = list(dict.fromkeys(row["keep_ratio"] for row in rows))
-    figure, axes = plt.subplots(
-        2, len(panels), figsize=(4.2 * len(panels) + 2, 7.2), sharex=True, squeeze=False, layout="constrained"
-    )
     fits = {(fit["batch"], fit["attention"], fit["layer"], fit["keep_ratio"]): fit for fit in figures["scaling"]}
-    for axis, below, panel in zip(*axes, panels, strict=True):
-        for number, ratio in enumerate(ratios):
-            line = [row for row in rows if (row["batch"], row["attention"], row["layer"]) == panel]
-            line = sorted((row for row in line if row["keep_ratio"] == ratio), key=lambda row: row["length_s"])
-            across, colour = [row["length_s"] for row in line], f"C{number % 10}"
-            axis.plot(across, [1 / row["prefill_ratio"] for row in line], "o-", color=colour, label=f"{ratio:g} kept")
-            axis.plot(across, [1 / row["ideal_ratio"] for row in line], "x--", color=colour, linewidth=1)
-            below.plot(across, [sum(row["overhead_parts_s"].values()) for row in line], "o", color=colour)
-            if fit := fits.get((*panel, ratio)):
-                fitted = [fit["offset_s"] + fit["seconds_per_second"] * length for length in across]
-                below.plot(across, fitted, "-", color=colour, linewidth=1)
-        axis.sharey(axes[0][0])  # the overhead below has a scale of its own: a scout pass takes far longer
-        axis.set_title("batch {}, {}, K = {}".format(*panel), fontsize=10)
-        below.set_xlabel("audio / s")
-    axes[0][0].plot([], [], "x--", color="0.5", label="ideal, by FLOPs")
-    axes[0][0].set_ylabel("speed-up of the decoder's prefill")
-    axes[1][0].set_ylabel("probing, routing, selecting / s")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.suptitle(f"{rows[0]['shape']}, {rows[0]['dtype']}, {figures['device']}", fontsize=11)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    size = (4.2 * len(panels) + 2, 7.2)
+    with drawing(path, 2, len(panels), figsize=size, sharex=True) as (figure, axes):
+        for axis, below, panel in zip(*axes, panels, strict=True):
+            for number, ratio in enumerate(ratios):
+                line = [row for row in rows if (row["batch"], row["attention"], row["layer"]) == panel]
+                line = sorted((row for row in line if row["keep_ratio"] == ratio), key=lambda row: row["length_s"])
+                across, colour = [row["length_s"] for row in line], f"C{number % 10}"
+                axis.plot(
+                    across, [1 / row["prefill_ratio"] for row in line], "o-", color=colour, label=f"{ratio:g} kept"
+                )
+                axis.plot(across, [1 / row["ideal_ratio"] for row in line], "x--", color=colour, linewidth=1)
+                below.plot(across, [sum(row["overhead_parts_s"].values()) for row in line], "o", color=colour)
+                if fit := fits.get((*panel, ratio)):
+                    fitted = [fit["offset_s"] + fit["seconds_per_second"] * length for length in across]
+                    below.plot(across, fitted, "-", color=colour, linewidth=1)
+            axis.sharey(axes[0][0])  # the overhead below has a scale of its own: a scout pass takes far longer
+            axis.set_title("batch {}, {}, K = {}".format(*panel), fontsize=10)
+            below.set_xlabel("audio / s")
+        axes[0][0].plot([], [], "x--", color="0.5", label="ideal, by FLOPs")
+        axes[0][0].set_ylabel("speed-up of the decoder's prefill")
+        axes[1][0].set_ylabel("probing, routing, selecting / s")
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+        figure.suptitle(f"{rows[0]['shape']}, {rows[0]['dtype']}, {figures['device']}", fontsize=11)

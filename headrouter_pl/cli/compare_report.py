@@ -176,44 +176,35 @@ def draw(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] | None =
     """
     import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from headrouter_pl.cli.figures import drawing
 
     means = [row for row in figures["rows"] if row["task"] == "mean"]
     kinds = list(dict.fromkeys(row["type"] for row in means))
     shown = [name for name in dict.fromkeys(row["method"] for row in means) if name != UNPRUNED]
     shown = [name for name in shown if drawn is None or name in drawn]
     colours = {name: matplotlib.colormaps["tab20"](i % 20) for i, name in enumerate(shown)}
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
 
     def panels(name: str, title: str, labels: tuple[str, str], x: str, y: str, band: str | None = None) -> None:
-        figure, axes = plt.subplots(
-            1, len(kinds), figsize=(4.2 * len(kinds) + 2.4, 4.6), sharey=True, squeeze=False, layout="constrained"
-        )
-        for axis, kind in zip(axes[0], kinds, strict=True):
-            (full,) = (row for row in means if row["type"] == kind and row["method"] == UNPRUNED)
-            for method in shown:
-                line = [full, *(row for row in means if row["type"] == kind and row["method"] == method)]
-                line = sorted((row for row in line if row[y] is not None), key=lambda row: row[x])
-                across = [row[x] for row in line]
-                axis.plot(across, [row[y] for row in line], ".-", color=colours[method], label=method)
-                if line and band is not None:
-                    low, high = zip(*(row[band] for row in line), strict=True)
-                    axis.fill_between(across, low, high, color=colours[method], alpha=0.12, linewidth=0)
-            if full[y] is not None:
-                axis.axhline(full[y], color="0.5", linewidth=0.8, linestyle=":")
-            axis.set_title(f"{kind}, n = {full['n']}")
-            axis.set_xlabel(labels[0])
-        axes[0][0].set_ylabel(labels[1])
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-        figure.suptitle(f"{title} ({figures['split']} split)")
-        save(figure, name)
-
-    def save(figure: Any, name: str) -> None:
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=130)
-        plt.close(figure)
+        path, size = folder / f"{name}.png", (4.2 * len(kinds) + 2.4, 4.6)
+        with drawing(path, 1, len(kinds), figsize=size, sharey=True) as (figure, axes):
+            for axis, kind in zip(axes[0], kinds, strict=True):
+                (full,) = (row for row in means if row["type"] == kind and row["method"] == UNPRUNED)
+                for method in shown:
+                    line = [full, *(row for row in means if row["type"] == kind and row["method"] == method)]
+                    line = sorted((row for row in line if row[y] is not None), key=lambda row: row[x])
+                    across = [row[x] for row in line]
+                    axis.plot(across, [row[y] for row in line], ".-", color=colours[method], label=method)
+                    if line and band is not None:
+                        low, high = zip(*(row[band] for row in line), strict=True)
+                        axis.fill_between(across, low, high, color=colours[method], alpha=0.12, linewidth=0)
+                if full[y] is not None:
+                    axis.axhline(full[y], color="0.5", linewidth=0.8, linestyle=":")
+                axis.set_title(f"{kind}, n = {full['n']}")
+                axis.set_xlabel(labels[0])
+            axes[0][0].set_ylabel(labels[1])
+            figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+            figure.suptitle(f"{title} ({figures['split']} split)")
         written.append(path)
 
     kept, bands = "share of audio tokens kept", "bands: 95 % paired bootstrap"
@@ -231,17 +222,15 @@ def draw(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] | None =
     if routes:
         names = list(dict.fromkeys(route["method"] for route in routes))
         types = list(dict.fromkeys(route["type"] for route in routes))
-        figure, axes = plt.subplots(
-            len(names), len(types), figsize=(3.2 * len(types) + 1, 1.7 * len(names) + 1), sharex=True, squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
-        for route in routes:
-            axis = axes[names.index(route["method"])][types.index(route["type"])]
-            axis.bar(np.arange(10) / 10 + 0.05, route["histogram"], width=0.1, edgecolor="white", color="C0")
-        for axis, kind in zip(axes[0], types, strict=True):
-            axis.set_title(f"{kind} questions", fontsize=9)
-        for line, name in zip(axes, names, strict=True):
-            line[0].set_ylabel(name, fontsize=8)
-        figure.supxlabel("probability that the router gave to the question's own type")
-        save(figure, "routes")
+        path, size = folder / "routes.png", (3.2 * len(types) + 1, 1.7 * len(names) + 1)
+        with drawing(path, len(names), len(types), figsize=size, sharex=True) as (figure, axes):
+            for route in routes:
+                axis = axes[names.index(route["method"])][types.index(route["type"])]
+                axis.bar(np.arange(10) / 10 + 0.05, route["histogram"], width=0.1, edgecolor="white", color="C0")
+            for axis, kind in zip(axes[0], types, strict=True):
+                axis.set_title(f"{kind} questions", fontsize=9)
+            for line, name in zip(axes, names, strict=True):
+                line[0].set_ylabel(name, fontsize=8)
+            figure.supxlabel("probability that the router gave to the question's own type")
+        written.append(path)
     return written

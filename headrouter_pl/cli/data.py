@@ -25,13 +25,9 @@ def pocket(
         raise SystemExit("--run goes with --install")
 
     from headrouter_pl.cli.tables import format_table
-    from headrouter_pl.data import AudioError
     from headrouter_pl.data.pocket import PocketBenchmark
 
-    try:
-        benchmark = PocketBenchmark.open(split, scenes=scenes, seed=seed)
-    except AudioError as error:
-        raise SystemExit(f"headrouter-pl data pocket: {error}") from error
+    benchmark = PocketBenchmark.open(split, scenes=scenes, seed=seed)
     found = benchmark.summary()
     types = {item.task: item.type for item in benchmark.items}
     rows: list[dict[str, Any]] = [

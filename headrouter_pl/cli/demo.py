@@ -273,16 +273,9 @@ def _less_lightning() -> Iterator[None]:
 
 def _mark(question: DemoQuestion, answer: str) -> tuple[bool, str]:
     """Whether an answer is right, and how it is shown."""
-    from headrouter_pl.data.pocket.benchmark import PocketItem
     from headrouter_pl.data.pocket.scoring import score_answer
 
-    score = score_answer(
-        PocketItem(
-            "", "", 0.0, question.task, question.type, question.prompt, question.answer, question.options,
-            question.chance, (), (),
-        ),
-        answer,
-    )  # fmt: skip
+    score = score_answer(question, answer)
     text = " ".join(answer.split())  # what a model says may hold line ends
     text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
     errors = f", {score.errors} of {score.words} words" if score.words and not score.right else ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -52,13 +50,13 @@ def evaluate(
     """
     import torch
 
+    from headrouter_pl.cli import COMMAND_LINE
     from headrouter_pl.cli.tables import dump_figures, machine
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
     from headrouter_pl.data.pocket.scoring import confusions, summarize
     from headrouter_pl.models.answering import AudioReader
     from headrouter_pl.models.checkpoints import get_dtype
 
-    given = {name: value for name, value in locals().items() if name in evaluate.__annotations__}
     kind = get_dtype(dtype)
     if output is not None:
         check_output(output)
@@ -79,7 +77,7 @@ def evaluate(
     weak = sorted({row["task"] for row in rows if row.get("reached") is False})
     figures = {
         "split": split,
-        "command": _command(given),
+        "command": COMMAND_LINE.get() or "headrouter_pl.cli.evaluate.evaluate",
         "machine": machine(),
         "weights": configuration["weights"],
         "dtype": dtype,
@@ -135,17 +133,6 @@ def _ask(
                 bar.update(round(scene[0].seconds))
             for item in scene:
                 yield Answered(item, kept.rows[item.key]["text"], kept.rows[item.key].get("silenced"))
-
-
-def _command(given: Mapping[str, Any]) -> str:
-    import inspect
-
-    usual = inspect.signature(evaluate).parameters
-    words = ["headrouter-pl", "evaluate"]
-    for name, value in given.items():
-        if value != usual[name].default:
-            words += [f"--{name}", json.dumps(value) if isinstance(value, (list, bool)) else str(value)]
-    return shlex.join(words)
 
 
 def card(figures: Mapping[str, Any]) -> str:

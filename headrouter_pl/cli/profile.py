@@ -69,20 +69,14 @@ def draw_profile(profile: HeadProfile, path: Path) -> None:
     """
     if profile.weights is None:
         raise HeadRouterError(f"Profile {profile.name!r} has no weights to draw: its heads are not fixed beforehand.")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from headrouter_pl.cli.figures import drawing
 
     count = _rows(profile)
     grids = profile.weights.unflatten(1, (count, -1))
     limit = float(grids.abs().max())
     signed = profile.features == "log"
-    figure, axes = plt.subplots(
-        len(grids), 1, figsize=(2 + 0.45 * grids.shape[2], len(grids) * (1 + 0.4 * count)), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    try:
+    size = (2 + 0.45 * grids.shape[2], len(grids) * (1 + 0.4 * count))
+    with drawing(path, len(grids), 1, dpi=120, figsize=size) as (figure, axes):
         for axis, kind, grid in zip(axes[:, 0], profile.types, grids, strict=True):
             image = axis.imshow(
                 grid.numpy(), aspect="auto", cmap="RdBu_r" if signed else "viridis", vmin=-limit if signed else 0.0,
@@ -91,10 +85,6 @@ def draw_profile(profile: HeadProfile, path: Path) -> None:
             axis.set(title=kind, xlabel="head", ylabel="layer", xticks=range(grid.shape[1]), yticks=range(count))
             axis.set_yticklabels(range(count) if profile.layers is None else profile.layers)
         figure.colorbar(image, ax=axes[:, 0].tolist(), label=f"weight on {profile.features}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    finally:
-        plt.close(figure)
 
 
 def _rows(profile: HeadProfile) -> int:

@@ -126,7 +126,7 @@ class AudioPromptDataModule(L.LightningDataModule):
             _check_files(records)
         chosen: Any = records
         if stage == "predict" and self._left_out:
-            chosen = Subset(chosen, [i for i, record in enumerate(records) if record.key not in self._left_out])
+            chosen = Subset(chosen, [i for i, (_, key) in enumerate(keys) if key not in self._left_out])
             processes = 1 if self.trainer is None else self.trainer.world_size
             if 0 < len(chosen) < processes:
                 raise ConfigurationError(

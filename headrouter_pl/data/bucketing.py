@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
-__all__ = ["LengthBucketSampler", "ResumableDataLoader"]
+__all__ = ["LengthBucketSampler", "ResumableBatchSampler", "ResumableDataLoader"]
 
 
-class LengthBucketSampler(BatchSampler):
+class ResumableBatchSampler(BatchSampler):
+    """Batches in an order that the epoch decides, with a state to go on from in the middle of one.
+
+    A subclass gives the batches of an epoch and their number. Its constructor must take a ``sampler``, to ignore:
+    Lightning puts a distributed sampler there.
+
+    Attributes:
+        epoch: Decides the order.
+        done: Batches of the epoch that have been used; :class:`ResumableDataLoader` counts them.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.done = 0
+        self._skip = 0
+        # By these names Lightning finds set_epoch, and sees a batch sampler.
+        self.sampler, self.batch_size, self.drop_last = self, 1, False  # type: ignore[assignment]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, which decides the order; Lightning does so."""
+        if epoch != self.epoch:
+            self._skip = 0
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and the batches of it that have been used."""
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next iteration over that epoch begin after the batches that had been used."""
+        self.set_epoch(state["epoch"])
+        self._skip = state["done"]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.done, self._skip = self._skip, 0
+        yield from islice(self._batches(), self.done, None)
+
+    @abstractmethod
+    def _batches(self) -> Iterable[list[int]]:
+        """All batches of this process in the epoch, in order."""
+
+
+class LengthBucketSampler(ResumableBatchSampler):
     """Batches of similar length under a budget of tokens, padding included.
 
     The batches and their order are new in each epoch and the same for the same seed and epoch; their number does not
@@ -39,14 +83,10 @@ class LengthBucketSampler(BatchSampler):
     ) -> None:
         if not lengths or min(lengths) < 1 or max_tokens < 1 or step < 1:
             raise ValueError("Lengths (at least one), max_tokens and step must be positive.")
+        super().__init__()
         self._rounded = torch.tensor([-(-length // step) * step for length in lengths])
         self.seed = seed
         self.shuffle = shuffle
-        self.epoch = 0
-        self.done = 0
-        self._skip = 0
-        # By these names Lightning finds set_epoch, and sees a batch sampler.
-        self.sampler, self.batch_size, self.drop_last = self, 1, False  # type: ignore[assignment]
         # A batch takes all of a budget's worth of the sorted lengths: which samples of equal rounded length it takes
         # may change, the cuts do not.
         ordered = self._rounded.sort(descending=True).values.tolist()
@@ -57,26 +97,11 @@ class LengthBucketSampler(BatchSampler):
             self._sizes.append(size)
             at += size
 
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch, which decides the order; Lightning does so."""
-        if epoch != self.epoch:
-            self._skip = 0
-        self.epoch = epoch
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and the batches of it that have been used."""
-        return {"epoch": self.epoch, "done": self.done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration over that epoch begin after the batches that had been used."""
-        self.epoch = state["epoch"]
-        self._skip = state["done"]
-
     def __len__(self) -> int:
         """Batches of this process in an epoch."""
         return -(-len(self._sizes) // _world()[1])
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def _batches(self) -> list[list[int]]:
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         count = len(self._rounded)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
@@ -85,18 +110,16 @@ class LengthBucketSampler(BatchSampler):
         if self.shuffle:
             batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
         rank, world = _world()
-        mine = [batches[i % len(batches)] for i in range(rank, len(self) * world, world)]
-        self.done, self._skip = self._skip, 0
-        yield from mine[self.done :]
+        return [batches[i % len(batches)] for i in range(rank, len(self) * world, world)]
 
 
 class ResumableDataLoader(DataLoader[Any]):
-    """A loader over a :class:`LengthBucketSampler` that goes on, in a resumed run, with the first unused batch.
+    """A loader over a :class:`ResumableBatchSampler` that goes on, in a resumed run, with the first unused batch.
 
     Lightning keeps its state in checkpoints. A plain loader would begin the interrupted epoch again.
     """
 
-    batch_sampler: LengthBucketSampler
+    batch_sampler: ResumableBatchSampler
 
     def __iter__(self) -> Any:
         for batch in super().__iter__():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from headrouter_pl.data.audio import AudioError
+from headrouter_pl.models.answering import split_at_audio
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -53,7 +54,8 @@ class PackedCollator:
     def __init__(self, processor: ProcessorMixin) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        prompt, answered = self._render("question"), self._render("question", "answer")
+        prompt = processor.audio_token.join(split_at_audio(processor, "question"))
+        answered = self._answered("question", "answer")
         if not answered.startswith(f"{prompt}answer{self.tokenizer.eos_token}"):
             raise AudioError(f"the chat template ends an answer without {self.tokenizer.eos_token!r}: {answered!r}")
 
@@ -123,16 +125,14 @@ class PackedCollator:
 
     def _question(self, prompt: str, answer: str) -> tuple[list[int], list[int], list[int]]:
         """Ids of what stands before the audio, between it and the answer, and of the answer with its end."""
-        audio = self.processor.audio_token
-        parts = self._render(prompt).split(audio)
-        if len(parts) != 2 or not parts[1]:
-            raise AudioError(f"the chat template does not render {prompt!r} as a text, one {audio} and a text: {parts}")
+        parts = split_at_audio(self.processor, prompt)
         # The answer by itself, as it follows the prompt in generation: no token runs over the border.
         before, after, said = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (*parts, answer))
         return before, after, [*said, self.tokenizer.eos_token_id]
 
-    def _render(self, prompt: str, answer: str | None = None) -> str:
-        conversation = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": prompt}]}]
-        if answer is not None:
-            conversation.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=answer is None)
+    def _answered(self, prompt: str, answer: str) -> str:
+        conversation = [
+            {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": prompt}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+        return self.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=False)

@@ -185,12 +185,10 @@ class DatasetRecords(Sequence[AudioPrompt]):
             raise _not_a_record(self.path, index, error) from error
 
     def task_keys(self) -> list[tuple[str, str]]:
-        """Task and key of each record, without reading the rest of it; none if keys are row numbers."""
-        task, key = (self.columns.get(name, name) for name in ("task", "key"))
-        if key not in self.data.column_names:
-            return []
-        tasks = self.data[task] if task in self.data.column_names else [None] * len(self)
-        rows = enumerate(zip(tasks, self.data[key], strict=True))
+        """Task and key of each record, without reading the rest of it."""
+        names = (self.columns.get(name, name) for name in ("task", "key"))
+        tasks, keys = (self.data[name] if name in self.data.column_names else [None] * len(self) for name in names)
+        rows = enumerate(zip(tasks, keys, strict=True))
         return [(given or self.task or "", str(number if key is None else key)) for number, (given, key) in rows]
 
     def _audio(self, value: Any, index: int) -> Any:

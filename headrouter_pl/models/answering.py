@@ -16,7 +16,7 @@ from headrouter_pl.models.encoded import encode_windows
 if TYPE_CHECKING:
     from transformers import Cache, ProcessorMixin
 
-__all__ = ["AudioReader", "EncodedPrompt", "EncodedPrompter", "ReadAudio"]
+__all__ = ["AudioReader", "EncodedPrompt", "EncodedPrompter", "ReadAudio", "split_at_audio"]
 
 
 @dataclass
@@ -51,7 +51,7 @@ class AudioReader:
         """Encodes a waveform (float32 ``[n]``, at the processor's rate) and prefills the decoder with it."""
         from transformers import DynamicCache
 
-        inputs = self.processor(text=_parts(self.processor, "?")[0], audio=audio)
+        inputs = self.processor(text=_up_to_audio(self.processor), audio=audio)
         inputs.pop("attention_mask")  # one row without padding: attention is causal and needs no mask in memory
         inputs = {name: value.to(self.model.device) for name, value in inputs.items() if isinstance(value, Tensor)}
         inputs["input_features"] = inputs["input_features"].to(self.model.dtype)
@@ -106,7 +106,7 @@ class EncodedPrompter:
     @torch.inference_mode()
     def encode(self, audio: np.ndarray) -> EncodedPrompt:
         """Encodes a waveform (float32 ``[n]``, at the processor's rate); the encoder must be in its place for this."""
-        inputs = self.processor(text=_parts(self.processor, "?")[0], audio=audio)
+        inputs = self.processor(text=_up_to_audio(self.processor), audio=audio)
         features = encode_windows(self.model, inputs["input_features"], inputs["input_features_mask"])
         ids = inputs["input_ids"]
         start = int((ids[0] == self.model.config.audio_token_id).nonzero()[0])
@@ -124,17 +124,36 @@ class EncodedPrompter:
         }
 
 
-def _parts(processor: Any, prompt: str) -> tuple[str, str]:
-    """The rendered prompt up to its audio, and what follows."""
+def split_at_audio(processor: Any, prompt: str) -> tuple[str, str]:
+    """Renders a question about one recording by the chat template.
+
+    Args:
+        processor: A processor with an ``audio_token`` and a chat template that puts audio before text.
+        prompt: The question.
+
+    Returns:
+        The text before the audio token, and the text after it, up to where the answer begins.
+
+    Raises:
+        HeadRouterError: If the template renders anything but a text, one audio token and a text.
+    """
     conversation = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": prompt}]}]
     text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    before, _, after = text.partition(processor.audio_token)
-    if not after or processor.audio_token in after:
-        raise HeadRouterError(f"the chat template does not render {prompt!r} as a text, one audio and a text: {text!r}")
-    return before + processor.audio_token, after
+    audio = processor.audio_token
+    before, _, after = text.partition(audio)
+    if not after or audio in after:
+        raise HeadRouterError(
+            f"the chat template does not render {prompt!r} as a text, one {audio} and a text: {text!r}"
+        )
+    return before, after
+
+
+def _up_to_audio(processor: Any) -> str:
+    """What every prompt begins with, its audio included."""
+    return split_at_audio(processor, "?")[0] + processor.audio_token
 
 
 def _with_question(processor: Any, ids: Tensor, prompt: str) -> Tensor:
     """Tokens ``[1, n]`` of a prompt up to its audio, with those that follow."""
-    question = processor.tokenizer(_parts(processor, prompt)[1], add_special_tokens=False)["input_ids"]
+    question = processor.tokenizer(split_at_audio(processor, prompt)[1], add_special_tokens=False)["input_ids"]
     return torch.cat([ids, torch.tensor([question], device=ids.device)], dim=1)

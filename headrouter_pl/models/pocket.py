@@ -143,8 +143,8 @@ def pocket_folder(cache: Path | None = None) -> Path:
     Args:
         cache: `cache_root()` if None.
     """
-    root = cache_root() if cache is None else Path(cache)
-    return root / "pocket" / hashlib.sha256(json.dumps(_recipe(), sort_keys=True).encode()).hexdigest()[:12]
+    recipe = json.dumps(_recipe(), sort_keys=True)
+    return cache_root(cache) / "pocket" / hashlib.sha256(recipe.encode()).hexdigest()[:12]
 
 
 def assemble_pocket(cache: Path | None = None, *, progress: bool = True, force: bool = False) -> Path:

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 from torchmetrics.functional.text import word_error_rate
 from torchmetrics.text import WordErrorRate
 
+from headrouter_pl.results import json_lines, parse_json_lines
 from headrouter_pl.tasks.instructions import follows
 from headrouter_pl.tasks.parsers import read_transcript
 
@@ -40,16 +41,15 @@ class Rows(Metric):
 
     def add(self, rows: Sequence[Any]) -> None:
         """Keeps rows."""
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        if text:
-            values = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        if rows:
+            values = torch.frombuffer(bytearray(json_lines(rows).encode()), dtype=torch.uint8)
             self.lines.append(values.to(self.device))
 
     def rows(self) -> list[Any]:
         """The rows; within ``compute``, of all processes."""
         lines = self.lines if isinstance(self.lines, list) else [self.lines]
         text = torch.cat([line.cpu() for line in lines]).numpy().tobytes().decode()
-        return [json.loads(line) for line in text.split("\n") if line]
+        return parse_json_lines(text)
 
 
 class AnswerAccuracy(Metric):

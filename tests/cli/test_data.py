@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from headrouter_pl.cli import main
+from headrouter_pl.data import AudioError
 from headrouter_pl.data.pocket import PocketBenchmark, PocketItem, library
 
 
@@ -52,7 +53,7 @@ def test_missing_packages_are_named_at_once(
     commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEADROUTER_CACHE", str(tmp_path))
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(AudioError) as caught:
         main(["data", "pocket"])
     assert all(name in str(caught.value) for name in library.packages())
     assert "data pocket --install" in str(caught.value)

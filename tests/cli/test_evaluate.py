@@ -123,6 +123,7 @@ def test_another_run_is_refused(questions: PocketBenchmark, tmp_path: Path, monk
     details = str(tmp_path / "details.jsonl")
     figures = command.evaluate(details=details, silenced=False, lengths=[2])
     assert figures["questions"] == 1
+    assert figures["command"] == "headrouter_pl.cli.evaluate.evaluate"  # no command line was given
     assert "accuracy_silenced" not in figures["rows"][0]
     with pytest.raises(HeadRouterError, match="other items"):
         command.evaluate(details=details, silenced=False, lengths=[1], max_scenes=1)

@@ -103,6 +103,12 @@ class TestDrawSample:
         assert figures[0].axes[0].get_title() == "5 of 5 audio tokens kept"
         assert not np.asarray(figures[0].axes[0].images[1].get_array())[0, :, 3].any()
 
+    def test_a_drawing_that_fails_is_closed_and_not_written(self, tmp_path: Path, figures: list[Any]) -> None:
+        with pytest.raises(ValueError, match="format code"):
+            draw_sample(tone(500.0), RATE, self.report(route={"voice": "much"}), 7, tmp_path / "new" / "sample.png")
+        assert len(figures) == 1
+        assert not [*tmp_path.iterdir()]
+
 
 class TestTables:
     def test_format_table(self) -> None:

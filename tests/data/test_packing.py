@@ -14,6 +14,7 @@ from transformers import AudioFlamingo3Processor, PreTrainedTokenizerFast, Whisp
 from headrouter_pl.data.audio import AudioError
 from headrouter_pl.data.audio_prompts import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.data.packing import PackedCollator, PackedSample
+from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.models.pocket import AUDIO_TOKEN, CHAT_TEMPLATE
 
@@ -160,5 +161,5 @@ def test_refusals() -> None:
     for positions in ([0, 1], [0, 2, 2], [-1, 0, 1]):
         with pytest.raises(AudioError, match="must rise, one for each frame"):
             collate([PackedSample(sample(3).features, [("Who ?", "AI")], positions=np.array(positions))])
-    with pytest.raises(AudioError, match="one <sound> and a text"):
+    with pytest.raises(HeadRouterError, match="one <sound> and a text"):
         collate([sample(3, ("What is <sound>?", "two"))])

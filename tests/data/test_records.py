@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from headrouter_pl.data import AudioBytes, AudioError, AudioPromptDataModule, read_audio, read_records
+from headrouter_pl.data.records import DatasetRecords
 from headrouter_pl.tasks import TASKS
 
 RATE = 8_000
@@ -329,6 +330,18 @@ class TestDatasets:
         assert sorted(batch["keys"][0] for batch in unnamed.predict_dataloader()) == ["0", "1", "2"]
         with pytest.raises(AudioError, match=r"'[012]' has no answer to train on .*set columns"):
             next(iter(unnamed.train_dataloader()))
+
+    def test_no_row_is_read_to_find_those_left_out(
+        self, tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = self.save(datasets, tmp_path, {"audio": ["a.wav"] * 3, "prompt": ["Q"] * 3, "id": ["x", None, "y"]})
+        for columns, done, key in (({"key": "id"}, ["x", "1"], "y"), (None, ["0", "1"], "2")):
+            data = AudioPromptDataModule(Processor(), predict=str(path), columns=columns)
+            data.leave_out(done)
+            with monkeypatch.context() as patch:
+                patch.setattr(DatasetRecords, "__getitem__", None)
+                left = data.predict_dataloader().dataset
+            assert [record.key for record in left] == [key]
 
     def test_refused(self, tmp_path: Path, datasets: Any) -> None:
         path = self.save(datasets, tmp_path, {"sound": ["a.wav"], "prompt": ["Q"]})

@@ -205,6 +205,7 @@ class TestFetchMembers:
     def test_cache_root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HEADROUTER_CACHE", str(tmp_path))
         assert cache_root() == tmp_path
+        assert cache_root(tmp_path / "other") == tmp_path / "other"
         monkeypatch.delenv("HEADROUTER_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         assert cache_root() == tmp_path / "headrouter-pl"

@@ -20,8 +20,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from headrouter_pl.data.audio_prompts import AudioPrompt
-from headrouter_pl.data.pocket.casting import Casting
+from headrouter_pl.data.pocket.casting import PEOPLE, Casting
 from headrouter_pl.data.pocket.clips import SAMPLING_RATE
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.questions import QUESTION_TASKS, Question
@@ -29,6 +28,7 @@ from headrouter_pl.data.pocket.scenes import Scene, render
 from headrouter_pl.data.pocket.splits import SPLITS
 from headrouter_pl.data.pocket.windows import FRAMES_PER_SECOND
 from headrouter_pl.errors import unknown_name
+from headrouter_pl.results import json_lines, parse_json_lines
 from headrouter_pl.wheels import cache_root
 
 __all__ = ["LENGTHS", "PocketBenchmark", "PocketItem"]
@@ -42,7 +42,6 @@ SCENES = {"test": 48, "validation": 12, "train": 12, "sealed": 12}
 _CONTENT = 0.7  # of the scenes ask what and how; the rest ask who and how many
 _RECIPE = 3  # raise it when drawing or rendering changes
 _RECORD = "benchmark.json"  # written last: a folder without it is not whole
-_PEOPLE = ("same_speaker", "voice_count", "first_speaker")
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,6 @@ class PocketBenchmark:
 
     folder: Path
     items: Sequence[PocketItem]
-
-    def records(self) -> list[AudioPrompt]:
-        """The questions, for :class:`headrouter_pl.data.AudioPromptDataModule`."""
-        return [AudioPrompt(self.folder / item.audio, item.prompt, item.answer, item.key) for item in self.items]
 
     def summary(self) -> dict[str, Any]:
         """Figures about the split.
@@ -157,7 +152,7 @@ class PocketBenchmark:
         count = SCENES[split] if scenes is None else scenes
         recipe = [_RECIPE, library.name, split, count, seed, dict(LENGTHS)]
         name = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
-        base = (cache_root() if cache is None else Path(cache)) / "pocket-benchmark"
+        base = cache_root(cache) / "pocket-benchmark"
         base.mkdir(parents=True, exist_ok=True)
         folder = base / f"{split}-{name}"
         with FileLock(base / f"{folder.name}.lock"):
@@ -167,13 +162,11 @@ class PocketBenchmark:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    # Not splitlines: a text may hold other separators of lines, which JSON leaves as they are.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return parse_json_lines(path.read_text(encoding="utf-8"))
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(json_lines(rows), encoding="utf-8")
 
 
 def _item(row: Mapping[str, Any]) -> PocketItem:
@@ -261,6 +254,6 @@ def _targets(count: int) -> Iterator[tuple[str, ...]]:
     for _ in range(content):
         yield (*islice(semantic, 2), next(voice), next(sound))
     # No phrase: the gender of the voices that say phrases is not known.
-    semantic, people = cycle(("code", "object", "line", "transcription")), cycle(_PEOPLE)
+    semantic, people = cycle(("code", "object", "line", "transcription")), cycle(PEOPLE)
     for _ in range(count - content):
         yield (next(semantic), next(people))

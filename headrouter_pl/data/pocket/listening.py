@@ -88,7 +88,17 @@ class PocketListeningDataModule(PocketDataModule):
         seed: int = 0,
         cache: str | None = None,
     ) -> None:
-        super().__init__([], windows, varied_windows, 0, 0, 0, 0, seed=seed, cache=cache)
+        super().__init__(
+            stages=[],
+            windows=windows,
+            varied_windows=varied_windows,
+            sparse_windows=0,
+            phrase_windows=0,
+            sentence_windows=0,
+            validation_windows=0,
+            seed=seed,
+            cache=cache,
+        )
         self.samples = samples
         self.batch_size = batch_size
         self.validation_samples = validation_samples

@@ -47,7 +47,9 @@ NAMED_VOICES = frozenset(
 )
 """Voices that have a name, and are heard in training."""
 
-_MIN_LANGUAGE_SECONDS = 0.5
+MIN_LANGUAGE_SECONDS = 0.5
+"""Of a recording, at least, whose language is asked."""
+
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 _CHOICES = 4
 
@@ -337,7 +339,7 @@ def _speaker(c: Context) -> Iterator[Question]:
 def _language(c: Context) -> Iterator[Question]:
     for event in c.speech:
         span = c.scene.events[event]
-        long_enough = span.end - span.start >= _MIN_LANGUAGE_SECONDS
+        long_enough = span.end - span.start >= MIN_LANGUAGE_SECONDS
         if c.clips[event].language in LANGUAGES and long_enough and (ref := c.refer(event)):
             prompt = c.pick(f"Which language does {ref} speak?", f"In which language is {ref} speaking?")
             yield c.question("language", prompt, c.clips[event].language, c.vocabulary.answers["language"], [event])

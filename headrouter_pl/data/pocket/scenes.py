@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -69,12 +69,6 @@ class Scene:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Scene:
-        """From :meth:`to_dict`."""
-        events = {name: tuple(Event(**event) for event in row[name]) for name in ("events", "murmurs")}
-        return cls(**{**row, **events})
 
 
 def join(scenes: Sequence[Scene]) -> Scene:

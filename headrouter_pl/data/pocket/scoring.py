@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,7 +16,17 @@ from headrouter_pl.tasks import read_transcript
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
 
-__all__ = ["TARGETS", "Answered", "confusions", "normalize", "score_answer", "summarize", "target", "wilson"]
+__all__ = [
+    "TARGETS",
+    "Answered",
+    "Scorable",
+    "confusions",
+    "normalize",
+    "score_answer",
+    "summarize",
+    "target",
+    "wilson",
+]
 
 TARGETS: Mapping[str, float] = {
     "language": 0.95,
@@ -45,8 +54,23 @@ _SCALES = (
     (re.compile(r"\b(?:(\d+) )?hundred(?: (?:and )?(\d{1,2}))?\b"), 100),
     (re.compile(r"\b(?:(\d+) )?thousand(?: (?:and )?(\d{1,3}))?\b"), 1000),
 )
-_Z = 1.959963984540054  # 97.5 % of the normal distribution
 _RESAMPLES = 2_000
+
+
+class Scorable(Protocol):
+    """What must be known of a question to score an answer to it."""
+
+    @property
+    def task(self) -> str:
+        """Key of :data:`headrouter_pl.data.pocket.questions.QUESTION_TASKS`."""
+
+    @property
+    def answer(self) -> str:
+        """The right answer."""
+
+    @property
+    def options(self) -> Sequence[str]:
+        """Answers named in the prompt; empty for open questions."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +105,7 @@ class Answered:
     silenced: str | None = None
 
 
-def score_answer(item: PocketItem, text: str) -> Score:
+def score_answer(item: Scorable, text: str) -> Score:
     """Scores an answer.
 
     Both sides are normalised (:func:`normalize`), and must then be the same. If the prompt names options, it is also
@@ -153,9 +177,10 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     """
     if not count:
         return 0.0, 1.0
-    share, z2 = right / count, _Z**2 / count
-    middle, half = share + z2 / 2, _Z * math.sqrt(share * (1 - share) / count + z2 / count / 4)
-    return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, count).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def target(task: str, seconds: float) -> float | None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import Dataset
 
 from headrouter_pl.alignment import Utterance
-from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableDataLoader
+from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableBatchSampler, ResumableDataLoader
 from headrouter_pl.data.packing import PackedCollator, PackedSample
 from headrouter_pl.data.pocket.compositions import Part, WindowPool
 from headrouter_pl.data.pocket.descriptions import DESCRIBE, describe
@@ -105,49 +105,29 @@ _CONSTANT = 20  # times a task with one answer alone is asked, before it is know
 _SELDOM = {"gender": 0.5, "voice_count": 0.4, "same_speaker": 0.6}  # chance to be asked, of what tells little
 
 
-class CurriculumSampler(BatchSampler):
+class CurriculumSampler(ResumableBatchSampler):
     """Bucketed batches of one stage after another, as one epoch."""
 
     def __init__(
         self, lengths: Sequence[Sequence[int]], max_tokens: int, *, seed: int = 0, sampler: Any = None
     ) -> None:
+        super().__init__()
         self.stages = [LengthBucketSampler(stage, max_tokens, seed=seed + i) for i, stage in enumerate(lengths)]
         self.offsets = np.cumsum([0, *(len(stage) for stage in lengths)]).tolist()
-        self.sampler, self.batch_size, self.drop_last = self, 1, False  # type: ignore[assignment]
-        self.epoch = 0
-        self.done = 0
-        self._skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of every stage."""
-        if epoch != self.epoch:
-            self._skip = 0
-        self.epoch = epoch
+        super().set_epoch(epoch)
         for stage in self.stages:
             stage.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and the batches of it that have been used."""
-        return {"epoch": self.epoch, "done": self.done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration over that epoch begin after the batches that had been used."""
-        self.set_epoch(state["epoch"])
-        self._skip = state["done"]
 
     def __len__(self) -> int:
         return sum(len(stage) for stage in self.stages)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        batches = (
-            [offset + index for index in batch]
-            for stage, offset in zip(self.stages, self.offsets, strict=False)
-            for batch in stage
-        )
-        self.done, self._skip = self._skip, 0
-        for number, batch in enumerate(batches):
-            if number >= self.done:
-                yield batch
+    def _batches(self) -> Iterator[list[int]]:
+        for stage, offset in zip(self.stages, self.offsets, strict=False):
+            for batch in stage:
+                yield [offset + index for index in batch]
 
 
 class PocketDataModule(L.LightningDataModule):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from headrouter_pl.data.pocket.pools import Pools
 from headrouter_pl.data.pocket.questions import heard, labels_of, spoken_text
 from headrouter_pl.data.pocket.scenes import Scene, lay_out, render
 from headrouter_pl.models.encoded import encode_audio
+from headrouter_pl.results import replacing
 from headrouter_pl.wheels import cache_root
 
 __all__ = ["FRAMES_PER_SECOND", "WINDOW_SECONDS", "EncodedWindows", "draw_window", "heard_in"]
@@ -103,10 +103,10 @@ def draw_sentence_window(rng: np.random.Generator, pools: Pools) -> Scene:
     return draw_window(rng, pools, {"sentence": 0.7, "prompt": 0.3}, max_speed=1.2)
 
 
-def draw_sparse_window(rng: np.random.Generator, pools: Pools, weights: Mapping[str, float] = ROLE_WEIGHTS) -> Scene:
+def draw_sparse_window(rng: np.random.Generator, pools: Pools) -> Scene:
     """A window of 30 s with two to six clips, far apart, and quiet speech between, as long audio is."""
-    names = [name for name in weights if name in pools.roles]
-    shares = np.array([weights[name] for name in names])
+    names = [name for name in ROLE_WEIGHTS if name in pools.roles]
+    shares = np.array([ROLE_WEIGHTS[name] for name in names])
     count = int(rng.integers(2, 7))
     clips: list[int] = []
     while len(clips) < count:
@@ -155,7 +155,7 @@ class EncodedWindows(Sequence[np.ndarray]):
         self.seed = seed
         self.draw = draw
         self.encoder = encoder
-        self.folder = (cache_root() if cache is None else Path(cache)) / "pocket-windows"
+        self.folder = cache_root(cache) / "pocket-windows"
 
     def __len__(self) -> int:
         return self.size
@@ -212,7 +212,5 @@ class EncodedWindows(Sequence[np.ndarray]):
         for number in tqdm(missing, desc="windows", unit=f"{_SHARD} windows", disable=not progress):
             scenes = self._drawn[number * _SHARD : (number + 1) * _SHARD]
             rows = [encode_audio(model, processor, render(scene, self.pools.library)) for scene in scenes]
-            scratch = self._paths[number].with_suffix(f".{os.getpid()}.tmp")
-            with open(scratch, "wb") as out:
+            with replacing(self._paths[number]) as scratch, open(scratch, "wb") as out:
                 np.save(out, np.stack(rows), allow_pickle=False)
-            os.replace(scratch, self._paths[number])

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from scipy.stats import chisquare
 
-from headrouter_pl.data import read_audio, read_records
+from headrouter_pl.data import read_records
 from headrouter_pl.data.pocket import PocketBenchmark, PocketItem, benchmark
 from headrouter_pl.data.pocket.casting import Casting, label_of
 from headrouter_pl.data.pocket.clips import SAMPLING_RATE, Clip
@@ -179,12 +179,10 @@ class TestOpen:
         assert all(row["licence"] == "CC0-1.0" and len(row["sha256"]) == 64 for row in manifest)
         assert {event["clip"] for row in scenes.values() for event in row["events"]} <= {row["key"] for row in manifest}
 
-    def test_records(self, small: Path) -> None:
+    def test_it_is_a_list_of_records(self, small: Path) -> None:
         made = open_benchmark("validation", scenes=2, cache=small)
-        records = made.records()
         listed = read_records(made.folder / "items.jsonl", columns={"task": None, "options": None})
-        assert [(r.prompt, r.answer, r.key) for r in records] == [(r.prompt, r.answer, r.key) for r in listed]
-        assert len(read_audio(records[0].audio, SAMPLING_RATE)) == 8 * SAMPLING_RATE
+        assert [(r.prompt, r.answer, r.key) for r in listed] == [(i.prompt, i.answer, i.key) for i in made.items]
         assert len(listed[0].clips(SAMPLING_RATE)[0]) == 8 * SAMPLING_RATE
 
     def test_summary(self, small: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -110,8 +109,3 @@ def test_part_and_join(library: ClipLibrary) -> None:
     both = join([part, scene])
     assert both.seconds == 15.0
     assert [(event.clip, event.start) for event in both.events] == [(1, 1.0), (0, 6.0), (1, 9.0), (2, 12.0)]
-
-
-def test_as_json_and_back(library: ClipLibrary) -> None:
-    scene = lay_out(np.random.default_rng(3), library, [0, 1, 2], 30.0, murmurs=[0])
-    assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
