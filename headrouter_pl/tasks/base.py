@@ -38,7 +38,7 @@ class Task:
         name: Its key in :data:`headrouter_pl.tasks.TASKS`.
         type: ``"semantic"``, ``"voice"`` or ``"sound"``.
         prompt: A prompt that asks for it; may have places for ``{question}``, ``{options}`` (a line for each) and
-            ``{letters}`` ("A, B, or C"). Without a place for a question, a question stands in the prompt's place.
+            ``{letters}`` ("A, B, or C"). Without any, a question stands in the prompt's place.
         parse: Reads the answer out of generated text; right answers are read by it too, so that both compare.
         metric: Makes the metric that is the task's score; its ``update(predictions, targets)`` takes two lists of
             strings, the predictions with None for what could not be read. ``higher_is_better`` says which way it goes.
@@ -77,10 +77,11 @@ class Task:
             options: Texts of its options, in the order of their letters.
 
         Raises:
-            ValueError: If there are options, but no place for them.
+            ValueError: If there are options, but the prompt has no place for anything.
         """
-        prompt = self.prompt if "{question}" in self.prompt or not question else "{question}"
-        if options and not self.options and "{options}" not in prompt:
+        fixed = not any(f"{{{place}}}" in self.prompt for place in ("question", "options", "letters"))
+        prompt = "{question}" if fixed and question else self.prompt
+        if options and not self.options and fixed:
             raise ValueError(
                 f"the task {self.name!r} has no place for options in its prompt: name them in a 'prompt', or take the "
                 "task 'choice'"
