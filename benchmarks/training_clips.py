@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--output", help="JSON")
     given = parser.parse_args()
     with open(given.config) as text:
-        data = PocketDataModule(**yaml.safe_load(text)["data"]["init_args"])
+        settings = yaml.safe_load(text)["data"]["init_args"]
+    data = PocketDataModule(**{**settings, "encoder": None})  # what is drawn does not depend on it
     library = ClipLibrary.open()
     available: Counter[tuple[str, str]] = Counter()
     for clip, split in zip(library.clips, library.splits, strict=True):

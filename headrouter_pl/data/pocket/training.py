@@ -137,7 +137,8 @@ class PocketDataModule(L.LightningDataModule):
     cores); both are cached.
 
     Args:
-        stages: The curriculum; one epoch is all of it.
+        stages: The curriculum; one epoch is all of it, one stage after another, or several at once where a list stands
+            for a stage.
         windows: Number of encoded windows to train on, with clips one closely after another.
         varied_windows: Further ones with clips played faster or slower.
         sparse_windows: Further ones with few clips, for whole windows only.
@@ -154,7 +155,7 @@ class PocketDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        stages: list[Stage],
+        stages: list[Stage | list[Stage]],
         windows: int = 1400,
         varied_windows: int = 1200,
         sparse_windows: int = 300,
@@ -239,7 +240,11 @@ class PocketDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableDataLoader:
         """The curriculum."""
         windows = self._windows("train")
-        plans = [self._plan(windows, stage, [self.seed, number]) for number, stage in enumerate(self.stages)]
+        plans = []
+        for number, stage in enumerate(self.stages):
+            kinds = stage if isinstance(stage, list) else [stage]
+            drawn = [self._plan(windows, kind, [self.seed, number, i]) for i, kind in enumerate(kinds)]
+            plans.append([plan for part in drawn for plan in part])
         lengths = [[self._length(plan) for plan in part] for part in plans]
         sampler = CurriculumSampler(lengths, self.max_tokens, seed=self.seed)
         dataset = _Planned([plan for part in plans for plan in part], windows, self.noise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,16 @@ def test_batches(data: PocketDataModule) -> None:
             assert sample.questions
     longest_first_stage = max(len(s.features) for batch in batches for s in batch if int(s.key) < STAGES[0].samples)
     assert longest_first_stage < FRAMES
+
+
+def test_stages_in_a_list_are_trained_on_at_once(data: PocketDataModule) -> None:
+    data.stages = [Stage(4, (1, 1)), [Stage(30, (1, 1)), Stage(10, windows=1)]]
+    whole = [{len(sample.features) == FRAMES for sample in batch} for batch in data.train_dataloader()]
+    assert sum(map(len, data.train_dataloader())) == 44
+    assert whole[0] == {False}
+    assert all(len(kinds) == 1 for kinds in whole)  # of one length
+    turns = sum(before != after for before, after in pairwise(whole))
+    assert turns > 2  # now this kind, now that
 
 
 def test_validation_is_of_clips_held_out_and_always_the_same(data: PocketDataModule) -> None:
