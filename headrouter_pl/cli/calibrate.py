@@ -49,7 +49,7 @@ def calibrate(
         lengths: Seconds of the scenes to ask about; all by default.
         max_scenes: Scenes of each length, at most.
         method: "selectivity", "evidence" or "utility"; or "linear_probe" for the control that reads no attention, see
-            :func:`headrouter_pl.probe_fitting.fit_linear_probe`: of the settings below it takes types, ridge
+            :func:`headrouter_pl.calibration.linear_probe.fit_linear_probe`: of the settings below it takes types, ridge
             (its L2 penalty), dtype and output, and refuses the others; it starts anew after a stop.
         fit: For the latter two "positive" (the default) or "signed", for evidence also "mass".
         layer: The prune layer K; 2 by default.
@@ -99,7 +99,7 @@ def calibrate(
     batches = _Questions(model, processor, benchmark.folder, items, types)
     try:
         if method == LINEAR_PROBE:
-            from headrouter_pl.probe_fitting import fit_linear_probe
+            from headrouter_pl.calibration.linear_probe import fit_linear_probe
 
             probe = fit_linear_probe(model, batches, types=types, regularisation=ridge, data=data)
             probe.save(path)

@@ -9,8 +9,8 @@ import tiny
 import torch
 
 from headrouter_pl import AudioTokenPruner
+from headrouter_pl.calibration.linear_probe import _Recorder, fit_linear_probe
 from headrouter_pl.errors import HeadRouterError
-from headrouter_pl.probe_fitting import _Recorder, fit_linear_probe
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrouter_pl.calibration import evaluating, evidence_mask, prepare_inputs
+from headrouter_pl.calibration.batches import evaluating, evidence_mask, prepare_inputs
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import find_lalm
 from headrouter_pl.profiles import TYPES
