@@ -18,6 +18,7 @@ from headrouter_pl.models.caches import cache_argument
 from headrouter_pl.models.checkpoints import ENCODER
 from headrouter_pl.pruning.caches import CompactKeys
 from headrouter_pl.pruning.engine import PruningEngine
+from headrouter_pl.pruning.prober import Prober
 from headrouter_pl.pruning.timing import now, time_prefills
 
 __all__ = [
@@ -25,13 +26,9 @@ __all__ = [
     "peak_bytes", "run_once", "time_routing",
 ]  # fmt: skip
 
-PARTS = {
-    "layout": ("_lay_out",),
-    "probing": ("_read_query", "_read_key", "_read_rotary", "_attention", "_keys", "_scout"),
-    "selection": ("_choose",),
-}
-"""What the time of the overhead is told apart into, and the engine's methods that it is spent in. ``"routing"``, inside
-of them, is the router's and the reading of prompts."""
+PARTS = ("layout", "probing", "selection")
+"""What the time of the overhead is told apart into. ``"routing"``, inside of them, is the router's and the reading of
+prompts."""
 
 
 @dataclass
@@ -173,8 +170,9 @@ def part_clock(engine: PruningEngine) -> Iterator[dict[str, float]]:
         return call
 
     router = getattr(engine.scorer, "router", None)
-    replaced = [(engine, name, part) for part, names in PARTS.items() for name in names]
-    replaced += [] if engine.prompts is None else [(engine.prompts, "read", "routing")]  # type: ignore[list-item]
+    replaced: list[tuple[Any, str, str]] = [(engine, "_lay_out", "layout"), (engine, "_choose", "selection")]
+    replaced += [(engine.prober, name, "probing") for name in Prober.WORK]
+    replaced += [] if engine.prompts is None else [(engine.prompts, "read", "routing")]
     replaced += [] if router is None else [(router, "route", "routing")]
     for owner, name, part in replaced:
         vars(owner)[name] = timed(part, getattr(owner, name))

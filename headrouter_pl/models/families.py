@@ -143,6 +143,10 @@ class LalmHandle:
         queries = int(attention.q_proj.out_features) // dim
         return queries, queries // int(attention.num_key_value_groups)
 
+    def is_flash(self, layer: int) -> bool:
+        """Whether the layer runs flash attention, which takes masks of keys only."""
+        return "flash" in str(getattr(self.attention(layer).config, "_attn_implementation", ""))
+
     def is_sliding(self, layer: int) -> bool:
         """Whether the layer attends within a sliding window only."""
         attention = self.attention(layer)

@@ -88,7 +88,7 @@ class ObservingEngine(PruningEngine):
         rows = super()._choose(forward, hidden)
         assert forward.layout is not None
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            attention = self._attention(forward) if self.pool is None else forward.attention
+            attention = self.prober.attention(forward)
         forward.attention = None
         assert attention is not None
         self.receive(Measured(attention, forward.layout.audio_valid.to(attention.device), forward.prompts))

@@ -24,7 +24,7 @@ from two_processes import run_two
 from headrouter_pl import AudioTokenPruner, HeadProfile, HeadRouterCallback, PromptRouter
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError, UnsupportedModelError
 from headrouter_pl.pruning import caches as pruning_caches
-from headrouter_pl.pruning import engine as pruning_engine
+from headrouter_pl.pruning import generation
 from headrouter_pl.routers import SelectivityRouter
 from headrouter_pl.scorers import FastVScorer, HeadRouterScorer, RandomScorer, StrideScorer
 
@@ -191,7 +191,7 @@ def traces(model: nn.Module) -> dict[str, Any]:
 def _no_forward_left() -> Iterator[None]:
     yield
     assert pruning_caches.FORWARD.get() is None
-    assert pruning_engine._PROMPT_LENGTH.get() is None
+    assert generation.PROMPT_LENGTH.get() is None
 
 
 # The numbers, counted from the clips alone.

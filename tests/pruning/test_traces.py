@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from torch import nn
 from transformers import DynamicCache
 
 from headrouter_pl import AudioTokenPruner, HeadRouterError
-from headrouter_pl.pruning.engine import PruningEngine
+from headrouter_pl.pruning import engine
+from headrouter_pl.pruning.arguments import bind
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
@@ -132,9 +134,14 @@ def test_a_step_of_decoding_works_at_no_more_layers_than_it_must(
     model = tiny.build("audioflamingo3", num_layers=4, attn_implementation=attention)
     batch = tiny.inputs("audioflamingo3", model, [[20]])
     del batch["attention_mask"]
-    cache, bound = DynamicCache(), []
-    bind = PruningEngine._bind
-    monkeypatch.setattr(PruningEngine, "_bind", lambda *args: bound.append(0) or bind(*args))
+    cache = DynamicCache()
+    bound: list[str] = []
+
+    def count(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        bound.extend(["layer"] * ("hidden_states" in names))
+        return bind(names, args, kwargs)
+
+    monkeypatch.setattr(engine, "bind", count)
     with torch.no_grad(), _pruner(layer=1)(model):
         token = model(**batch, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
         assert len(bound) >= 3
