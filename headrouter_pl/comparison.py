@@ -48,8 +48,8 @@ class Method:
         scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or the import path of a scorer's class.
         profile: For a scorer with head weights: a profile's name or path.
         router: For a scorer that routes: a name of :data:`headrouter_pl.routers.ROUTERS`.
-        types: Instead of a router: type of a question -> type of the profile that it is given. Each type to itself is
-            the ceiling of routing, to another one the swapped profile.
+        types: Instead of a router: type of a question -> type of the profile that it is given. Mapping each type
+            to itself is perfect routing, mapping it to another the swapped control.
         layer: The prune layer K; the pruner's default if None.
         evict_early: Whether the pruned audio leaves the KV cache of the layers below K too, after each prefill.
         seeds: Seeds of a scorer that draws; its answers are averaged over them.

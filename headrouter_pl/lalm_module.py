@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 Batch = Mapping[str, Any]
 """``inputs``: what the model takes; ``answers`` and ``keys``: lists of strings. Training batches have ``labels`` in
 ``inputs``. Batches of :class:`headrouter_pl.data.AudioPromptDataModule` also say the task of each sample, and list
-samples without usable audio; see :func:`headrouter_pl.tasks.scoring.score_batch`."""
+samples without usable audio; see :func:`headrouter_pl.tasks.scoring.score_batch`. Packed batches
+(:mod:`headrouter_pl.data.packing`) have ``tasks``, those of the questions on each row: validation scores their answers
+by the likeliest tokens, without generating."""
 
 # Families whose loss is computed from the answers' logits alone. Their forward gives its keyword arguments to the loss.
 _ANSWER_LOGITS = ("audioflamingo3", "musicflamingo")

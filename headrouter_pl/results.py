@@ -31,8 +31,8 @@ class ResultsLog:
     Args:
         path: The file, made if there is none; None keeps the rows in memory alone.
         configuration: All that the rows depend on, as JSON values. A file with another one is refused.
-        grows: Entries of it, mappings of names, in which a run may name others than the runs before: only what both
-            name must be alike. The file keeps the names of all.
+        grows: Entries of it that are mappings, whose keys may differ between runs: those that both have must have
+            equal values. The file keeps the keys of all runs.
 
     Attributes:
         rows: Key -> row, those of an earlier run included, in the order in which they were added.

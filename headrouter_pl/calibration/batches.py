@@ -92,7 +92,7 @@ def evidence_mask(spans: Sequence[Sequence[int]], length: int, key: str) -> Tens
     """Which of a sample's audio tokens are evidence.
 
     Args:
-        spans: First token and first token behind, of each span.
+        spans: ``(start, end)`` of each, end exclusive.
         length: Audio tokens of the sample.
         key: What to call the sample in errors.
 
@@ -108,8 +108,8 @@ def evidence_mask(spans: Sequence[Sequence[int]], length: int, key: str) -> Tens
     for span in spans:
         if len(span) != 2 or not 0 <= span[0] < span[1] <= length:
             raise HeadRouterError(
-                f"{key}: evidence {tuple(span)} is outside the audio, which has {length} tokens; expected (first, "
-                "behind) with 0 <= first < behind."
+                f"{key}: evidence {tuple(span)} is outside the audio, which has {length} tokens; expected (start, "
+                "end) with 0 <= start < end."
             )
         mask[int(span[0]) : int(span[1])] = True
     return mask

@@ -43,8 +43,8 @@ class ProfileCalibrator:
 
     A batch is a mapping with ``inputs`` (what the model's forward takes, prompts with their audio), ``types`` (a name
     for each sample), and perhaps ``keys`` (what to call the samples in errors). The method ``"evidence"`` also reads
-    ``evidence``: for each sample a list of ``(first, behind)`` in audio tokens. ``"utility"`` reads the answers in
-    ``inputs["labels"]``, -100 elsewhere; see :func:`append_answers`.
+    ``evidence``: for each sample a list of ``(start, end)`` in audio tokens, end exclusive. ``"utility"`` reads the
+    answers in ``inputs["labels"]``, -100 elsewhere; see :func:`append_answers`.
 
     Args:
         model: A supported model, in evaluation mode, or any module that holds one.
@@ -111,7 +111,7 @@ class ProfileCalibrator:
         self.sums = CalibrationSums(self.types, len(self.layers) * heads.pop(), self.fit)
 
     def configuration(self) -> dict[str, str]:
-        """All that the sums depend on, and the model's fingerprint, as the profile's metadata keeps it."""
+        """What a resumed run must share with the run before, and what the profile's metadata keeps."""
         settings = {
             **fingerprint(self.handle, self.layers),
             "method": self.method if self.fit is None else f"{self.method}, {self.fit}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class CalibrationSums:
         Args:
             kind: Its type.
             attention: Float tensor ``[P, n]`` over its audio tokens.
-            bounds: First token and first token behind, of each of G stretches.
+            bounds: ``(start, end)`` of each of G stretches, end exclusive.
             rises: Float tensor ``[G]``: rise of the answer's negative log-likelihood when the stretch is dropped.
         """
         if len(bounds) < 2:
@@ -109,6 +109,14 @@ class CalibrationSums:
         means = torch.stack([features[:, first:last].mean(1) for first, last in bounds], 1)
         weights = torch.full((len(bounds),), 1 / len(bounds), dtype=torch.float64)
         self._regress(kind, means, rises.detach().cpu().double(), weights, None)
+
+    def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Adds up the sums of several processes.
+
+        Args:
+            total: Sums one tensor over the processes, and gives each the result.
+        """
+        self.tensors = {name: total(tensor) for name, tensor in self.tensors.items()}
 
     def _features(self, attention: Tensor) -> Tensor:
         if self.fit == "signed":

@@ -45,8 +45,8 @@ class HeadRouterGallery(StageCallback):
     For modules with an ``answer`` method like :class:`headrouter_pl.LALMModule`'s, over batches of
     :class:`headrouter_pl.data.AudioPromptDataModule` whose records have keys; or over batches of any data module that
     also hold ``audio`` (for each sample its waveform, float ``[n]`` at the processor's rate, or several) and
-    ``prompts``. Batches may hold ``evidence``: for each sample a list of ``(first, behind)`` in audio tokens. Time is
-    laid evenly over a sample's audio tokens; several recordings are shown one after the other.
+    ``prompts``. Batches may hold ``evidence``: for each sample a list of ``(start, end)`` in audio tokens, end
+    exclusive. Time is laid evenly over a sample's audio tokens; several recordings are shown one after the other.
 
     Args:
         path: The file to write.
@@ -158,7 +158,7 @@ class HeadRouterGallery(StageCallback):
                 GallerySample(
                     batch["keys"][row] or f"sample {len(self._gallery)}", audio, rate, question, unpruned[row],
                     views[row], batch["answers"][row], rights[row], kinds[row],
-                    [(first * token, behind * token) for first, behind in evidence[row]],
+                    [(start * token, end * token) for start, end in evidence[row]],
                 )
             )  # fmt: skip
 

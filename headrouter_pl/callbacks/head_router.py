@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -201,11 +202,9 @@ class HeadRouterCallback(StageCallback):
         measured = self._measuring.pop(stage, None)
         if measured is None:
             return
-        tensors = measured.sums.tensors
-        for name in tensors:
-            tensors[name] = sum_over_processes(trainer, module, tensors[name])
+        measured.sums.reduce(partial(sum_over_processes, trainer, module))
         self._detach()
-        if not tensors["samples"].sum():
+        if not measured.sums.tensors["samples"].sum():
             self.calibrated[stage] = SHIPPED["generic"]
             rank_zero_warn(
                 f"profile='self': the first batches of {stage} hold no audio, so the others are pruned by the profile "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,9 +123,7 @@ class ProfileCalibration(StageCallback):
         calibrator, self._calibrator = self._calibrator, None
         if calibrator is None:
             return
-        sums = calibrator.sums.tensors
-        for name in sums:
-            sums[name] = sum_over_processes(trainer, module, sums[name])
+        calibrator.sums.reduce(partial(sum_over_processes, trainer, module))
         self.profile = calibrator.profile(self.name, self.data)
         if trainer.is_global_zero:
             self.profile.save(self.path)

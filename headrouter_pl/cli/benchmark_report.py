@@ -12,9 +12,13 @@ from headrouter_pl.results import write_text
 _Row = Mapping[str, Any]
 
 LEGEND = """\
-Ratios are pruned / unpruned, of medians of alternating runs. Ideal: of the FLOPs of the decoder's layers, by formula.
-Overhead: laying out, probing, routing and selecting, of the unpruned prefill. Hooks: decoding with them / on the same
-cache without. KV: keys and values found in the cache, and in brackets what the formula says of them."""
+Ratios are pruned / unpruned, of medians of alternating runs. *Ideal*: the ratio of the decoder layers' FLOPs, by
+formula. *Overhead*: the time to lay out, probe, route and select, as a share of the unpruned prefill. *Hooks*: the time
+per token of decoding with the hooks, over that on the same cache without them. *KV*: keys and values found in the
+cache, and in brackets what the formula says of them."""
+SCALING = (
+    "A least-squares line of the overhead in seconds over the audio's length; `r2` is the share of variance explained."
+)
 
 
 def write_report(figures: Mapping[str, Any], path: Path) -> None:
@@ -45,7 +49,7 @@ def page(figures: Mapping[str, Any]) -> str:
         "## Seconds\n\nMedian (lowest to highest).\n\n" + format_table([_times(row) for row in rows]),
     ]
     if figures["scaling"]:
-        parts.append("## Overhead over length\n\nA line through it.\n\n" + format_table(figures["scaling"]))
+        parts.append(f"## Overhead over length\n\n{SCALING}\n\n{format_table(figures['scaling'])}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -51,7 +51,7 @@ def calibrate(
         method: "selectivity", "evidence" or "utility"; or "linear_probe" for the control that reads no attention, see
             :func:`headrouter_pl.calibration.linear_probe.fit_linear_probe`: of the settings below it takes types, ridge
             (its L2 penalty), dtype and output, and refuses the others; it starts anew after a stop.
-        fit: For the latter two "positive" (the default) or "signed", for evidence also "mass".
+        fit: For "evidence" and "utility" "positive" (the default) or "signed", for "evidence" also "mass".
         layer: The prune layer K; 2 by default.
         layers: The probed layers, below K; the one right below by default. With pool anywhere, and the last of the
             first 73 % of the depth by default.

@@ -37,7 +37,7 @@ def evaluate(
     Args:
         weights: "shipped", "untrained", or a folder of exported weights.
         checkpoint: A Lightning checkpoint of the training, instead of weights.
-        split: "test" or "validation".
+        split: "test", "validation" or "train".
         lengths: Seconds of the scenes to ask about; all by default.
         max_scenes: Scenes of each length, at most.
         silenced: Whether to ask also with the audio silenced, of the same length: what text alone gives.

@@ -25,7 +25,7 @@ class CompactKeys:
     """Which positions the layers from K on hold keys of. Lives on the cache, so that it dies or is copied with it.
 
     Attributes:
-        index: Long tensor ``[B, n]``: positions in the full sequence, of the tokens up to :attr:`length`.
+        index: Long tensor ``[B, n]``: which of the first :attr:`length` positions of the full sequence have keys.
         valid: Bool tensor ``[B, n]``, or None where all are valid.
         length: Length of the full sequence they stand for. All later tokens are held.
         layer: The prune layer K.
@@ -112,7 +112,7 @@ class CompactKeys:
 
 
 class PrunedCache:
-    """What a cache that carries keys becomes, over its own class, so that the keys follow what is done to it."""
+    """Goes in front of the class of a pruned cache, so that its keys follow reordering, repeating and cropping."""
 
     _headrouter_keys: CompactKeys
 

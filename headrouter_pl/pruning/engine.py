@@ -160,12 +160,12 @@ class PruningEngine:
         if shown is None:
             return  # the model's own error is the better one
         forward = Forward(self, module, shown.shape[1], outer=outer)
-        if forward.length > 1:
+        if forward.length > 1:  # one position is a step of decoding, without audio
             self._lay_out(forward, input_ids, shown.shape[0], given)
         FORWARD.set(forward)
 
     def _lay_out(self, forward: Forward, input_ids: Tensor | None, batch: int, given: Mapping[str, Any]) -> None:
-        """Reads the batch on the CPU, before any of its GPU work is queued: the one host-device sync of a prefill."""
+        """Reads the batch on the CPU, before its GPU work is queued: one sync, two with a static cache."""
         length = forward.length
         labels, positions, cache = given.get("labels"), given.get("position_ids"), cache_in(given)
         if input_ids is None and self.audio_mask is None and CompactKeys.of(cache) is not None:
@@ -304,7 +304,7 @@ class PruningEngine:
         """Chooses the rows of this forward, and brings the list of held keys up to date."""
         before = CompactKeys.of(cache)
         if before is not None and before.layer != self.layer:
-            return  # the cache refuses its update
+            return  # filled under another K: the cache refuses its update, and says why
         forward.cached = cache is not None
         if forward.layout is not None:
             forward.rows = self._choose(forward, hidden)

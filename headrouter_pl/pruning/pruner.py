@@ -22,7 +22,7 @@ DEFAULT_LAYER = 2
 
 
 def prune_layer(handle: LalmHandle, layer: int | None, scorer: Scorer | None = None) -> int:
-    """The prune layer K: the given one, or if None 2 or the lowest above it that the model and a scorer allow."""
+    """The prune layer K: ``layer``, or if None the lowest from 2 on that the model allows and the scorer's probe."""
     if layer is not None:
         return layer
     probe = None if scorer is None else scorer.probe

@@ -20,7 +20,7 @@ UNCERTAIN = 0.5
 
 
 class PromptPrior(Router):
-    """Routing by a text classifier on the prompt.
+    """Routing by the prompt alone, by what a :class:`PromptRouter` (a scikit-learn classifier) says of it.
 
     Warns once of a prompt that it cannot route, where that matters: with head weights per type, and no centroids by
     which the audio could decide.

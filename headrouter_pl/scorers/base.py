@@ -24,8 +24,8 @@ class Probe:
     It is measured in the model's own pass, below the prune layer; or, with ``pool``, in a *scout pass* of its own
     before it (this project's, no paper has it): the same layers, on a shorter sequence, deep enough that attention
     knows the question. Each contiguous run of audio tokens is averaged in groups of ``pool`` where it enters layer 0; a
-    group stands at the position of its middle token, text stays as it is, and what a group is attended with goes to
-    each of its tokens. The scout reads up to the question's end, and neither earlier turns of a conversation nor visual
+    group stands at the position of its middle token, and text stays as it is. Each token of a group gets the group's
+    attention. The pass ends with the question; it sees neither earlier turns of a conversation in the cache nor visual
     features that a model adds between layers. It runs without gradients, in the layers' own mode of training or not;
     the model's own pass draws the random numbers that it would draw without it. Forward hooks on layers do not see it,
     those on modules inside of layers do, but for transformers' recorders of hidden states and attentions.

@@ -100,9 +100,9 @@ class _Planned(Dataset[PackedSample]):
         return PackedSample(features, plan.questions, str(index), plan.tasks, positions)
 
 
-_UNEVEN = 1.3  # times as often as the mean of a task's answers, one may be right
-_CONSTANT = 20  # times a task with one answer alone is asked, before it is known to have no other
-_SELDOM = {"gender": 0.5, "voice_count": 0.4, "same_speaker": 0.6}  # chance to be asked, of what tells little
+_UNEVEN = 1.3  # an answer may be right this many times as often as its task's mean answer
+_CONSTANT = 20  # a task is asked no more after so many questions that all had one answer
+_SELDOM = {"gender": 0.5, "voice_count": 0.4, "same_speaker": 0.6}  # probability that a task of few answers is asked
 
 
 class CurriculumSampler(ResumableBatchSampler):

@@ -138,7 +138,7 @@ class EncodedWindows(Sequence[np.ndarray]):
         seed: Seed of the first; window ``i`` does not depend on ``size``.
         cache: :func:`headrouter_pl.wheels.cache_root` if None.
         draw: Draws a window: :func:`draw_window` or another of this file.
-        encoder: What tells the encoder's weights from those that it comes with, for which it is empty.
+        encoder: Digest of the encoder's adapter; empty for Whisper's encoder as it comes.
     """
 
     def __init__(
