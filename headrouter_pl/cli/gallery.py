@@ -7,7 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrouter_pl.cli.compare import Asker, check_methods, mix, read_methods, read_ratios
+from headrouter_pl.cli.compare import mix
+from headrouter_pl.cli.method_runner import MethodRunner, check_methods, read_methods, read_ratios
 from headrouter_pl.cli.pocket import choose_items, load_model
 from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.results import check_output
@@ -76,34 +77,34 @@ def gallery(
     items = choose_items(mix(benchmark.items), lengths, max_scenes)[:max_questions]
     model, processor = load_model(weights, checkpoint, kind)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    asker = Asker(model, processor, chosen, ratios, sorted({item.type for item in items}))
-    asker.calibrate(items, benchmark.folder)
+    runner = MethodRunner(model, processor, chosen, ratios, sorted({item.type for item in items}))
+    runner.calibrate(items, benchmark.folder)
     page.note = f"{split} split of the Pocket benchmark, {len(items)} questions; {weights} weights, {machine()}"
     rate = processor.feature_extractor.sampling_rate
     with tqdm(total=len(items), desc="gallery", unit="question") as bar:
         for name, scene in groupby(items, key=lambda item: item.audio):
             audio = read_audio(benchmark.folder / name, rate)
-            encoded = asker.prompter.encode(audio)
+            encoded = runner.prompter.encode(audio)
             with encoded_audio(model):
                 for item in scene:
-                    page.add(_show(asker, item, audio, rate, encoded))
+                    page.add(_show(runner, item, audio, rate, encoded))
                     bar.update()
     path = page.write(output)
     print(f"{path}: {len(page)} questions, {path.stat().st_size / 2**20:.1f} MiB")
     return path
 
 
-def _show(asker: Asker, item: PocketItem, audio: Any, rate: int, encoded: EncodedPrompt) -> GallerySample:
+def _show(runner: MethodRunner, item: PocketItem, audio: Any, rate: int, encoded: EncodedPrompt) -> GallerySample:
     """One question, asked in every way."""
     from headrouter_pl.data.pocket.scoring import score_answer
     from headrouter_pl.pictures import GallerySample, GalleryView, route_parts
     from headrouter_pl.scorers import HeadRouterScorer
 
-    inputs = asker.prompter.inputs(encoded, item.prompt)
-    unpruned, _ = asker.answer(inputs)
+    inputs = runner.prompter.inputs(encoded, item.prompt)
+    unpruned, _ = runner.answer(inputs)
     views = []
-    for run in asker.runs:
-        text, _, sample = asker.answer_pruned(run, item, encoded, inputs)
+    for run in runner.runs:
+        text, _, sample = runner.answer_pruned(run, item, encoded, inputs)
         scorer = run.engine.scorer
         parts = route_parts(scorer.router, scorer.profile, sample) if isinstance(scorer, HeadRouterScorer) else None
         right = score_answer(item, text).right

@@ -16,9 +16,10 @@ from tiny_pocket import PROMPTS, build, make_processor, make_questions, noise
 
 from headrouter_pl import AudioTokenPruner, HeadRouterCallback, LALMModule
 from headrouter_pl.cli import compare as command
-from headrouter_pl.cli import compare_report, main
-from headrouter_pl.cli.compare import KEEP_RATIOS, Asker, build_scorer, compare, mix, read_methods, read_ratios
+from headrouter_pl.cli import compare_report, main, method_runner
+from headrouter_pl.cli.compare import KEEP_RATIOS, compare, mix
 from headrouter_pl.cli.compare_report import draw, write_report
+from headrouter_pl.cli.method_runner import MethodRunner, build_scorer, read_methods, read_ratios
 from headrouter_pl.comparison import Method
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
@@ -58,6 +59,7 @@ def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PocketBenchmar
     monkeypatch.setattr(PocketBenchmark, "open", lambda split: made)
     monkeypatch.setattr(command, "load_model", lambda weights, checkpoint, dtype: (build().to(dtype), make_processor()))
     monkeypatch.setattr(command, "MAX_NEW_TOKENS", TOKENS)
+    monkeypatch.setattr(method_runner, "MAX_NEW_TOKENS", TOKENS)
     monkeypatch.setattr(compare_report, "draw", lambda *_: [])  # slow, and for TestReport
     return made
 
@@ -173,16 +175,16 @@ def test_a_method_that_calibrates_itself(questions: PocketBenchmark, tmp_path: P
     methods = [{"name": "self", "scorer": "headrouter", "profile": "self", "layer": 2}]
     run(tmp_path, methods=methods, keep_ratios=[0.3])
     row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["configuration"]["methods"]["self"]
-    asker = Asker(build(), make_processor(), read_methods(methods), [0.3], ["semantic", "voice"])
-    asker.calibrate(mix(questions.items), questions.folder)
-    assert asker.describe()["self"]["digest"] == row["digest"]
+    runner = MethodRunner(build(), make_processor(), read_methods(methods), [0.3], ["semantic", "voice"])
+    runner.calibrate(mix(questions.items), questions.folder)
+    assert runner.describe()["self"]["digest"] == row["digest"]
     items = mix(questions.items)
     records = [AudioPrompt(noise(int(i.audio[0]), i.seconds), i.prompt, key=i.key) for i in items]
     callback = HeadRouterCallback(0.3, profile="self", layer=2)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[callback])
     with pytest.warns(UserWarning, match="so none was pruned"):
         trainer.predict(LALMModule(build(), make_processor()), AudioPromptDataModule(make_processor(), predict=records))
-    found, theirs = asker.runs[0].engine.scorer.profile, callback.calibrated["predict"]  # type: ignore[attr-defined]
+    found, theirs = runner.runs[0].engine.scorer.profile, callback.calibrated["predict"]  # type: ignore[attr-defined]
     assert found.types == theirs.types
     torch.testing.assert_close(found.weights, theirs.weights, rtol=1e-4, atol=1e-5)
     assert found.weights.std() > 0
@@ -202,16 +204,16 @@ class TestResume:
         self, questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run(tmp_path, "whole")
-        plain, asked = Asker.answer_pruned, []
+        plain, asked = MethodRunner.answer_pruned, []
 
-        def answer(self: Asker, one: Any, item: PocketItem, *rest: Any) -> Any:
+        def answer(self: MethodRunner, one: Any, item: PocketItem, *rest: Any) -> Any:
             if len(rest) == 2:  # not to warm up
                 asked.append((item.key, one.method.name, one.seed, one.ratio))
                 if len(asked) == 20:
                     raise KeyboardInterrupt
             return plain(self, one, item, *rest)
 
-        monkeypatch.setattr(Asker, "answer_pruned", answer)
+        monkeypatch.setattr(MethodRunner, "answer_pruned", answer)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
         assert asked.pop() not in asked
@@ -261,7 +263,7 @@ class TestResume:
         assert output.read_text() == "kept"
         clock = iter([0, *[1] * 4, *[1000] * 100])
         with monkeypatch.context() as patch:
-            patch.setattr(command.time, "monotonic", lambda: next(clock))
+            patch.setattr(method_runner.time, "monotonic", lambda: next(clock))
             figures = run(tmp_path, max_minutes=1)
         assert 0 < figures["questions"] < 5
         assert figures["questions_planned"] == 5

@@ -14,7 +14,7 @@ from tiny_pocket import build, make_processor, make_questions, noise
 
 from headrouter_pl.cli import gallery as command
 from headrouter_pl.cli import main
-from headrouter_pl.cli.compare import read_methods, read_ratios
+from headrouter_pl.cli.method_runner import read_methods, read_ratios
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError
 from headrouter_pl.models.answering import AudioReader
@@ -33,7 +33,7 @@ def questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PocketBenchmar
     made = make_questions(tmp_path)
     monkeypatch.setattr(PocketBenchmark, "open", lambda split: made)
     monkeypatch.setattr(command, "load_model", lambda weights, checkpoint, dtype: (build().to(dtype), make_processor()))
-    monkeypatch.setattr("headrouter_pl.cli.compare.MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr("headrouter_pl.cli.method_runner.MAX_NEW_TOKENS", 4)
     return made
 
 
