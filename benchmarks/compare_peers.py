@@ -41,7 +41,6 @@ from headrouter_pl.cli.benchmark import FixedPrompt
 from headrouter_pl.cli.compare import mix
 from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, load_model, weights_digest
 from headrouter_pl.cli.tables import dump_figures, format_table, machine
-from headrouter_pl.comparison import mean_over_tasks
 from headrouter_pl.data.audio import read_audio
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark
 from headrouter_pl.data.pocket.scoring import score_answer
@@ -51,6 +50,7 @@ from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.models.shapes import get_shape
 from headrouter_pl.pruning import timing
 from headrouter_pl.results import write_text
+from headrouter_pl.statistics import mean_over_tasks
 
 OURS: dict[str, dict[str, Any]] = {
     "headrouter": {},

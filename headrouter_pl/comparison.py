@@ -1,10 +1,7 @@
 """What can be said of pruning methods that answered the same questions, and how surely.
 
-The functions on arrays are numpy alone. :func:`summarize` turns the rows that ``headrouter-pl compare`` writes, one an
-answer, into the figures of its tables and charts.
-
-A mean over tasks weighs every task alike, however many questions it has. Several questions share an audio, and are
-pruned alike: :func:`summarize` draws whole audios.
+:func:`summarize` turns the rows that ``headrouter-pl compare`` writes, one an answer, into the figures of its tables
+and charts. Several questions share an audio, and are pruned alike: its resamples draw whole audios.
 """
 
 from __future__ import annotations
@@ -17,26 +14,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.statistics import (
+    RESAMPLES,
+    Floats,
+    difference_of,
+    mean_over_tasks,
+    parts_of,
+    percent_of_unpruned,
+    resample,
+    resample_weights,
+)
 from headrouter_pl.tasks.base import family_of
 
-__all__ = [
-    "UNPRUNED",
-    "Difference",
-    "Method",
-    "evidence_recall",
-    "mean_over_tasks",
-    "paired_bootstrap",
-    "percent_of_unpruned",
-    "resample_weights",
-    "summarize",
-]
+__all__ = ["UNPRUNED", "Method", "evidence_recall", "summarize"]
 
 UNPRUNED = "unpruned"
 """What rows without a pruner name as their method."""
-
-RESAMPLES = 10_000
-
-_Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -82,9 +75,6 @@ class Method:
         return "true" if all(given in (kind, family_of(kind)) for kind, given in self.types.items()) else "fixed"
 
 
-# Arrays
-
-
 def evidence_recall(kept: ArrayLike, spans: Sequence[tuple[int, int]], seen: int) -> float | None:
     """Share of the evidence that was kept.
 
@@ -108,163 +98,16 @@ def evidence_recall(kept: ArrayLike, spans: Sequence[tuple[int, int]], seen: int
     return float(evidence[np.asarray(kept, dtype=np.int64)].sum() / evidence.sum())
 
 
-def mean_over_tasks(values: ArrayLike, tasks: Sequence[str]) -> _Floats:
-    """Mean over tasks of the mean of each task.
-
-    Args:
-        values: float ``[n, ...]``, of n questions.
-        tasks: Their tasks.
-
-    Returns:
-        float ``[...]``.
-    """
-    return _of_tasks(np.asarray(values, dtype=float), tasks).mean(0)
-
-
-def percent_of_unpruned(pruned: ArrayLike, unpruned: ArrayLike, tasks: Sequence[str]) -> float | None:
-    """Mean over tasks of pruned accuracy / unpruned accuracy, in percent.
-
-    A task that the unpruned model never gets right has no such share, and is left out.
-
-    Args:
-        pruned: float ``[n]``, 1 where a question was answered right; shares, over several seeds.
-        unpruned: float ``[n]``, the same without pruning.
-        tasks: Tasks of the n questions.
-
-    Returns:
-        None if every task was left out.
-
-    Example:
-        >>> percent_of_unpruned([1, 0, 1], [1, 1, 1], ["a", "a", "b"])
-        75.0
-    """
-    of_pruned, of_full = (_of_tasks(np.asarray(values, dtype=float), tasks) for values in (pruned, unpruned))
-    known = of_full > 0
-    return float(100 * (of_pruned[known] / of_full[known]).mean()) if known.any() else None
-
-
-def resample_weights(
-    tasks: Sequence[str], groups: Sequence[str] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
-) -> _Floats:
-    """Weights of n questions in bootstrap resamples.
-
-    One set of weights for all methods keeps their resamples paired.
-
-    Args:
-        tasks: Tasks of the questions.
-        groups: What is drawn with replacement, with all of its questions: the audio of each. A task of which nothing
-            was drawn is missing from that resample's mean. None draws questions, within each task.
-        resamples: How many.
-        seed: Of the draw.
-
-    Returns:
-        float ``[resamples, n]``: ``weights @ values`` are the means over tasks of the resampled values.
-    """
-    rng = np.random.default_rng(seed)
-    parts = _parts(tasks)
-    counts = np.empty((resamples, len(tasks)))
-    if groups is None:
-        for part in parts.values():
-            counts[:, part] = rng.multinomial(len(part), np.full(len(part), 1 / len(part)), size=resamples)
-    else:
-        of_group = list(_parts(groups).values())
-        drawn = rng.multinomial(len(of_group), np.full(len(of_group), 1 / len(of_group)), size=resamples)
-        for number, part in enumerate(of_group):
-            counts[:, part] = drawn[:, [number]]
-    there = np.zeros((resamples, 1))
-    for part in parts.values():
-        total = counts[:, part].sum(1, keepdims=True)
-        there += total > 0
-        counts[:, part] /= np.maximum(total, 1)
-    return counts / there
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference of means over tasks.
-
-    Attributes:
-        difference: a - b.
-        ci95: Its 95 % bootstrap interval.
-        p: Two-sided: twice the share of resamples on the rarer side of zero.
-    """
-
-    difference: float
-    ci95: tuple[float, float]
-    p: float
-
-
-def paired_bootstrap(a: ArrayLike, b: ArrayLike, tasks: Sequence[str], *, weights: _Floats | None = None) -> Difference:
-    """Compares two methods on the same questions, by resampling the questions.
-
-    Args:
-        a: float ``[n]``, what each question is worth under the one method.
-        b: float ``[n]``, and under the other.
-        tasks: Tasks of the questions.
-        weights: Of :func:`resample_weights`, to draw whole audios, or once for many comparisons.
-    """
-    weights = resample_weights(tasks) if weights is None else weights
-    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    return _difference(float(mean_over_tasks(differences, tasks)), weights @ differences)
-
-
-def _difference(found: float, drawn: _Floats) -> Difference:
-    """A difference, with its resamples ``[R]``."""
-    # Rounded: sums that are zero on paper are not, in floats, and zero counts on both sides.
-    drawn = np.round(drawn, 12)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    rarer = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    p = min(1.0, 2 * (rarer + 1) / (len(drawn) + 1))  # never zero: no more than that can be known of so many draws
-    return Difference(found, (float(low), float(high)), p)
-
-
-def _resample(values: _Floats, unpruned: _Floats, tasks: Sequence[str], weights: _Floats) -> tuple[_Floats, _Floats]:
-    """Resamples of many methods at once.
-
-    Args:
-        values: ``[n, C]`` of n questions under C methods.
-        unpruned: ``[n]``.
-        tasks: Tasks of the questions.
-        weights: ``[R, n]``, of :func:`resample_weights`.
-
-    Returns:
-        Means over tasks, and percents of unpruned (NaN where no task has one), both ``[R, C]``.
-    """
-    shape = len(weights), values.shape[1]
-    means, shares, known = np.zeros(shape), np.zeros(shape), np.zeros((len(weights), 1))
-    for part in _parts(tasks).values():
-        of_task = weights[:, part]
-        pruned, full = of_task @ values[part], (of_task @ unpruned[part])[:, None]
-        means += pruned
-        # Both sides have the same weights, which cancel out.
-        shares += np.divide(pruned, full, out=np.zeros(shape), where=full > 0)
-        known += full > 0
-    percents = np.divide(100 * shares, known, out=np.full(shape, np.nan), where=known > 0)
-    return means, percents
-
-
-def _parts(tasks: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    names = np.asarray(tasks)
-    return {name: np.flatnonzero(names == name) for name in dict.fromkeys(tasks)}
-
-
-def _of_tasks(values: _Floats, tasks: Sequence[str]) -> _Floats:
-    return np.array([values[part].mean(0) for part in _parts(tasks).values()])
-
-
-# Rows of answers
-
-
 @dataclass(frozen=True)
 class _Answers:
     """Answers of one method at one ratio to n questions, averaged over seeds; float ``[n]`` each."""
 
-    right: _Floats
-    same: _Floats
-    valid: _Floats
-    applied: _Floats
-    cost: _Floats
-    recall: _Floats  # NaN where nothing is evidence
+    right: Floats
+    same: Floats
+    valid: Floats
+    applied: Floats
+    cost: Floats
+    recall: Floats  # NaN where nothing is evidence
 
 
 def summarize(
@@ -332,7 +175,7 @@ def summarize(
         for run, answers in found.items():
             label = _label(run, known) | {"type": kind}
             if kind != "all":
-                for task, at in _parts([items[i]["task"] for i in part]).items():
+                for task, at in parts_of([items[i]["task"] for i in part]).items():
                     figures["rows"].append(label | {"task": task} | _plain(part[at], items, answers, found))
             by_third = [_percent_of_mean(part[thirds[part] == third], items, answers, found) for third in range(3)]
             figures["rows"].append(label | {"task": "mean"} | means.figures[run] | {"percent_by_third": by_third})
@@ -364,7 +207,7 @@ def summarize(
 def _answers(by_item: Sequence[Sequence[Mapping[str, Any]]], full: Sequence[str]) -> _Answers:
     """Of the answers to each question, and of what the unpruned model said to it."""
 
-    def mean(of: Any) -> _Floats:
+    def mean(of: Any) -> Floats:
         return np.array([[of(row) for row in rows] for rows in by_item], dtype=float).mean(1)
 
     same = [[row["text"] == text for row in rows] for rows, text in zip(by_item, full, strict=True)]
@@ -439,12 +282,12 @@ class _Drawn:
         drawn: Its resamples ``[R, C]``.
     """
 
-    exact: _Floats
-    drawn: _Floats
+    exact: Floats
+    drawn: Floats
 
     def test(self, one: int, other: int, prefix: str = "") -> dict[str, Any]:
         """The difference between two of the methods, its interval and p, named with a prefix."""
-        found = _difference(float(self.exact[one] - self.exact[other]), self.drawn[:, one] - self.drawn[:, other])
+        found = difference_of(float(self.exact[one] - self.exact[other]), self.drawn[:, one] - self.drawn[:, other])
         return {
             f"{prefix}difference": round(found.difference, 4),
             f"{prefix}ci95": [round(bound, 4) for bound in found.ci95],
@@ -469,7 +312,7 @@ def _means(part: NDArray[np.int64], items: _Items, found: _Found, resamples: int
     first = list(found).index((UNPRUNED, 1.0))
     exact = mean_over_tasks(values, tasks)
     weights = resample_weights(tasks, [_audio(items[i]) for i in part], resamples=resamples)
-    drawn, percents = _resample(values, values[:, first], tasks, weights)
+    drawn, percents = resample(values, values[:, first], tasks, weights)
     bounds = np.quantile(drawn - drawn[:, [first]], (0.025, 0.975), axis=0)
     percents = percents[~np.isnan(percents).any(1)]
     shares = np.quantile(percents, (0.025, 0.975), axis=0) if len(percents) else None
@@ -492,7 +335,7 @@ def _means(part: NDArray[np.int64], items: _Items, found: _Found, resamples: int
     )
 
 
-def _bounds(found: _Floats | None, column: int) -> list[float] | None:
+def _bounds(found: Floats | None, column: int) -> list[float] | None:
     return None if found is None else [round(float(bound), 2) for bound in found[:, column]]
 
 
