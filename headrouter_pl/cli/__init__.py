@@ -70,12 +70,21 @@ def _trainer(args: list[str]) -> None:
     from headrouter_pl.data import AudioPromptDataModule  # noqa: F401
     from headrouter_pl.lalm_module import LALMModule
 
-    LightningCLI(
-        LALMModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=None,
-        args=None if args == sys.argv[1:] else args,  # LightningCLI warns of arguments that are given twice
-        trainer_class=L.Trainer,
-    )
+    try:
+        LightningCLI(
+            LALMModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            args=None if args == sys.argv[1:] else args,  # LightningCLI warns of arguments that are given twice
+            trainer_class=L.Trainer,
+        )
+    except ValueError as error:
+        # jsonargparse wraps what a constructor raises, once for each type that the argument might be of.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, HeadRouterError):
+            cause = cause.__cause__
+        if cause is None or cause is error:
+            raise
+        raise cause from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,31 @@ class TestTrainerCommands:
             validate(model_folder, records, tmp_path, "--trainer.callbacks.init_args.keep_rato", "0.3")
         assert caught.value.code == 2
         assert "keep_rato" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            (["--trainer.callbacks.init_args.keep_ratio", "3"], r"keep_ratio must be in \(0, 1\], got 3"),
+            (["--model.task", "questoin"], "Unknown task 'questoin'"),
+            (["--data.on_bad_audio", "ignore"], "on_bad_audio"),
+        ],
+    )
+    def test_what_a_constructor_refuses_is_a_line(
+        self,
+        model_folder: Path,
+        records: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        setting: list[str],
+        message: str,
+    ) -> None:
+        """jsonargparse wraps what the callback, the module and the data module raise."""
+        command = ["headrouter-pl", "validate", "--config", str(CONFIG), "--model.model", str(model_folder),
+                   "--data.processor", str(model_folder), "--data.validate", str(records)]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", [*command, *setting])
+        with pytest.raises(SystemExit) as caught:
+            console()
+        assert re.search(message, str(caught.value.code) + capsys.readouterr().err)
 
 
 class TestCommands:
