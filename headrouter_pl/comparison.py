@@ -24,7 +24,7 @@ from headrouter_pl.statistics import (
     resample,
     resample_weights,
 )
-from headrouter_pl.tasks.base import family_of
+from headrouter_pl.task_types import family_of
 
 __all__ = ["UNPRUNED", "Method", "evidence_recall", "summarize"]
 

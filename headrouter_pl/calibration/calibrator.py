@@ -26,10 +26,11 @@ from headrouter_pl.calibration.batches import (
 from headrouter_pl.calibration.sums import FITS, CalibrationSums
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
 from headrouter_pl.models import find_lalm
-from headrouter_pl.profiles import TYPES, HeadProfile, fingerprint
+from headrouter_pl.profiles import HeadProfile, fingerprint
 from headrouter_pl.pruning.measuring import DroppingEngine, measure_attention
 from headrouter_pl.pruning.pruner import prune_layer
 from headrouter_pl.scorers import Probe
+from headrouter_pl.task_types import FAMILIES, TYPES
 
 METHODS = tuple(FITS)
 """What head weights are fitted to."""
@@ -283,7 +284,7 @@ def check_settings(
         if not FITS[method]:
             raise ConfigurationError(f"fit={fit!r} would be ignored: the method {method!r} has nothing to fit.")
         raise unknown_name(f"{method} fit", fit, FITS[method])
-    if len(types) < 2 or set(types.values()) - {"semantic", "acoustic"}:
+    if len(types) < 2 or set(types.values()) - set(FAMILIES):
         raise ConfigurationError(
             f"types must be two names or more, each with its family, 'semantic' or 'acoustic', got {dict(types)}."
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from headrouter_pl.data.audio import AudioError, read_audio
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.results import check_output
+from headrouter_pl.task_types import FAMILIES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -296,7 +297,7 @@ def _costs(passes: dict[float | None, _Pass], index: int) -> dict[str, object]:
 
 
 def _route(sample: SampleReport) -> str:
-    return " / ".join(f"{sample.route[name]:.2f}" for name in ("semantic", "acoustic")) if sample.route else "-"
+    return " / ".join(f"{sample.route[name]:.2f}" for name in FAMILIES) if sample.route else "-"
 
 
 def _listed(ratios: Sequence[float]) -> str:

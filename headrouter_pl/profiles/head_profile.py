@@ -13,9 +13,7 @@ from torch import Tensor
 
 from headrouter_pl import tensorfile
 from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, UnknownNameError, unknown_name
-
-TYPES: dict[str, str] = {"semantic": "semantic", "sound": "acoustic", "voice": "acoustic"}
-"""Default task types, each with its family."""
+from headrouter_pl.task_types import FAMILIES, TYPES
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 """Holds the calibrated profiles that come with the package."""
@@ -73,7 +71,7 @@ class HeadProfile:
             raise HeadRouterError(
                 f"A profile needs distinct types and one family each, got {self.types}, {self.families}."
             )
-        if unknown := set(self.families) - {"semantic", "acoustic"}:
+        if unknown := set(self.families) - set(FAMILIES):
             raise HeadRouterError(f"Families are 'semantic' and 'acoustic', got {', '.join(sorted(unknown))}.")
         if not self.bandwidth > 0:
             raise HeadRouterError(f"A profile's bandwidth must be positive, got {self.bandwidth}.")
@@ -222,7 +220,7 @@ class HeadProfile:
         """Sums type probabilities ``[B, T]`` into ``{"semantic": [B], "acoustic": [B]}``."""
         return {
             family: probabilities[:, [i for i, f in enumerate(self.families) if f == family]].sum(1)
-            for family in ("semantic", "acoustic")
+            for family in FAMILIES
         }
 
     def mix(self, probabilities: Tensor, selectivity: Tensor) -> Tensor:

@@ -29,14 +29,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from headrouter_pl import tensorfile
 from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.task_types import FAMILIES, TYPES
 
-FAMILIES = ("acoustic", "semantic")
-DEFAULT_FAMILIES: Mapping[str, str] = {
-    "semantic": "semantic",
-    "acoustic": "acoustic",
-    "voice": "acoustic",
-    "sound": "acoustic",
-}
+DEFAULT_FAMILIES: Mapping[str, str] = {**TYPES, "acoustic": "acoustic"}
 
 _FILE_FORMAT = "headrouter_pl.PromptRouter"
 _FILE_VERSION = "1"
@@ -324,7 +319,7 @@ class PromptRouter(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused
         intercept: NDArray[np.float64],
     ) -> PromptRouter:
         """Sets what fit learns or a file holds; always new objects, so shallow copies stay independent."""
-        self.classes_ = np.array(FAMILIES)
+        self.classes_ = np.array(sorted(FAMILIES))
         self.types_ = np.array(types)
         self.families_ = families
         self.vocabularies_ = vocabularies

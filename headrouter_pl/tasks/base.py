@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from headrouter_pl.task_types import family_of
+
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
@@ -23,11 +25,6 @@ class Parser(Protocol):
             text: What the model said, or the right answer as the data has it.
             options: Texts of the options that were given; none for an open question.
         """
-
-
-def family_of(kind: str) -> str:
-    """The family of a type of task: ``"semantic"``, or ``"acoustic"`` for all others."""
-    return "semantic" if kind == "semantic" else "acoustic"
 
 
 @dataclass(frozen=True)

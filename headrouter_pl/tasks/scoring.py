@@ -9,6 +9,7 @@ import torch
 from torchmetrics import Metric
 
 from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.task_types import FAMILIES
 from headrouter_pl.tasks import TASKS, Task, get_task
 from headrouter_pl.tasks.metrics import Rows
 
@@ -269,7 +270,7 @@ def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
         )  # fmt: skip
         for title, found in compared.items():
             rows[-1][title] = _cell(found["tasks"].get(name))
-    means = [(name, results["families"][name]) for name in ("semantic", "acoustic") if name in results["families"]]
+    means = [(name, results["families"][name]) for name in FAMILIES if name in results["families"]]
     means += [("average", results["average"]), ("average by sample", results["average_by_sample"])]
     for name, score in means:
         rows.append(dict.fromkeys(rows[0], "") | {"task": name, "score": f"{score:.1f}"})
