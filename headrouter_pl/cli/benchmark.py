@@ -208,14 +208,14 @@ class _Bench:
         self.arguments = name, dtype, num_layers, encoder_layers, threads
         if threads is not None:
             torch.set_num_threads(threads)
-        kind = get_dtype(dtype)
+        weights_dtype = get_dtype(dtype)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         checkpoint = "/" in name or Path(name).is_dir()
         self.shape = None if checkpoint else get_shape(name)
         self.tokenizer: Any = FixedPrompt()
         if self.shape is not None:
             self.model = self.shape.build(
-                device=device, dtype=kind, num_layers=num_layers, encoder_layers=encoder_layers
+                device=device, dtype=weights_dtype, num_layers=num_layers, encoder_layers=encoder_layers
             )
         else:
             if (num_layers, encoder_layers) != (None, None):

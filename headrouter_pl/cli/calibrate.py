@@ -87,12 +87,12 @@ def calibrate(
     if split not in ("train", "validation"):
         raise ConfigurationError(f"A profile is fitted on the split 'train' or 'validation', not on {split!r}.")
     path = Path(output)
-    kind = get_dtype(dtype)
+    weights_dtype = get_dtype(dtype)
     check_output(path)
     state = Path(f"{path}.state")
     benchmark = PocketBenchmark.open(split)
     items = choose_items(benchmark.items, lengths, max_scenes)
-    model, processor = load_model(weights, checkpoint, kind)
+    model, processor = load_model(weights, checkpoint, weights_dtype)
     asked = f"{len(items)} questions ({items_digest(items)})"
     data = f"Pocket benchmark, {split}: {asked}, weights {weights_digest(model)}, {dtype}"
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -85,7 +85,7 @@ def compare(
     for name in tasks or ():
         if name not in QUESTION_TASKS:
             raise unknown_name("task", name, QUESTION_TASKS)
-    kind = get_dtype(dtype)
+    weights_dtype = get_dtype(dtype)
     if output is not None:
         check_output(output)
     benchmark = PocketBenchmark.open(split)
@@ -93,7 +93,7 @@ def compare(
     if not asked:
         raise HeadRouterError(f"the {split} split has no questions of the tasks {tasks}")
     items = choose_items(asked, lengths, max_scenes)
-    model, processor = load_model(weights, checkpoint, kind)
+    model, processor = load_model(weights, checkpoint, weights_dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     runner = MethodRunner(model, processor, chosen, ratios, sorted({item.type for item in items}))
     runner.calibrate(items, benchmark.folder)

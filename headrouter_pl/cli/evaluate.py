@@ -57,12 +57,12 @@ def evaluate(
     from headrouter_pl.models.answering import AudioReader
     from headrouter_pl.models.checkpoints import get_dtype
 
-    kind = get_dtype(dtype)
+    weights_dtype = get_dtype(dtype)
     if output is not None:
         check_output(output)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(benchmark.items, lengths, max_scenes)
-    model, processor = load_model(weights, checkpoint, kind)
+    model, processor = load_model(weights, checkpoint, weights_dtype)
     configuration = {
         "weights": weights_digest(model),
         "dtype": dtype,

@@ -71,11 +71,11 @@ def gallery(
         raise ConfigurationError(f"max_questions must be at least 1, got {max_questions}.")
     check_methods(chosen)
     page = Gallery(title)  # refuses to start without what it needs to end
-    kind = get_dtype(dtype)
+    weights_dtype = get_dtype(dtype)
     check_output(output)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(mix(benchmark.items), lengths, max_scenes)[:max_questions]
-    model, processor = load_model(weights, checkpoint, kind)
+    model, processor = load_model(weights, checkpoint, weights_dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     runner = MethodRunner(model, processor, chosen, ratios, sorted({item.type for item in items}))
     runner.calibrate(items, benchmark.folder)
