@@ -28,6 +28,7 @@ from headrouter_pl.models.checkpoints import (
     save_merged,
 )
 from headrouter_pl.models.encoded import EncodedAudio
+from headrouter_pl.models.modes import evaluating
 from headrouter_pl.tasks import Task, get_task
 from headrouter_pl.tasks.scoring import PackedScores, TaskScores, batch_tasks, parse_batch, score_batch
 
@@ -144,20 +145,23 @@ class LALMModule(L.LightningModule):
         self.strict_loading = False  # of checkpoints without frozen weights; on_load_checkpoint checks the others
         self.processor = processor
         self.task = get_task(task)
-        if (generate or {}).get("num_return_sequences", 1) != 1:
+        given = dict(generate or {})
+        config = given.get("generation_config")
+        if given.get("num_return_sequences", getattr(config, "num_return_sequences", None)) not in (None, 1):
             raise ConfigurationError("generate may not set num_return_sequences: each sample has one answer to score.")
+        self._length_given = not {"max_new_tokens", "max_length", "generation_config"}.isdisjoint(given)
+        defaults = {} if "generation_config" in given else {"do_sample": False}
         self.generate_settings = {
-            "do_sample": False,
-            "max_new_tokens": self.task.max_new_tokens,
-            **dict(generate or {}),
+            **defaults,
+            **({} if self._length_given else {"max_new_tokens": self.task.max_new_tokens}),
+            **given,
         }
         self.learning_rate = learning_rate
-        self.projector_learning_rate = learning_rate if projector_learning_rate is None else projector_learning_rate
+        self.projector_learning_rate = projector_learning_rate
         self.lr_schedule = lr_schedule
         self.warmup_steps = warmup_steps
         self.betas = betas
         self.weight_decay = weight_decay
-        self._length_given = "max_new_tokens" in (generate or {})
         self.metrics = nn.ModuleDict({stage: TaskScores(self.task) for stage in ("val", "test")})
         self.packed = PackedScores()
         if initial_checkpoint is not None:
@@ -242,7 +246,9 @@ class LALMModule(L.LightningModule):
             settings = {**settings, "max_new_tokens": max(limits)}
         if self._sharded:
             settings = {**settings, "synced_gpus": True}  # all processes gather weights at each step
-        output = self.model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]  # type: ignore[operator]
+        with evaluating(self.model):  # outside of a trainer, dropout would answer otherwise each time
+            output = self.model.generate(**inputs, **settings)  # type: ignore[operator]
+        output = output[:, inputs["input_ids"].shape[1] :]
         if limits and not self._length_given and len(set(limits)) > 1:
             output = [row[:limit] for row, limit in zip(output, limits, strict=True)]  # as in a batch of its own
         return self.processor.batch_decode(output, skip_special_tokens=True)
@@ -387,7 +393,8 @@ class LALMModule(L.LightningModule):
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                rate = self.projector_learning_rate if PROJECTOR in name else self.learning_rate
+                own = self.projector_learning_rate if PROJECTOR in name else None
+                rate = self.learning_rate if own is None else own
                 groups.setdefault(rate, []).append(parameter)
         optimizer = torch.optim.AdamW(
             [{"params": weights, "lr": rate} for rate, weights in groups.items()],

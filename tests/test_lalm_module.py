@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import GenerationConfig
 
 from headrouter_pl import AudioTokenPruner, HeadRouterCallback, HeadRouterError, LALMModule
-from headrouter_pl.errors import UnknownNameError, UnsupportedModelError
+from headrouter_pl.errors import ConfigurationError, UnknownNameError, UnsupportedModelError
 from headrouter_pl.lalm_module import _answered_exactly
 from headrouter_pl.models.encoded import encode_windows, encoded_audio
 
@@ -141,6 +142,30 @@ class TestEvaluation:
         assert make(generate={"do_sample": True}).generate_settings["do_sample"] is True
         assert make(generate={"do_sample": True}).generate_settings["max_new_tokens"] == 256
 
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"max_length": 3}, 3),  # beside the prompt
+            ({"generation_config": GenerationConfig(max_new_tokens=4, eos_token_id=None)}, 4),
+        ],
+    )
+    def test_other_ways_to_give_a_length(self, settings: dict[str, Any], words: int) -> None:
+        batch = data()[0]["inputs"]
+        if "max_length" in settings:
+            settings = {"max_length": batch["input_ids"].shape[1] + words}
+        assert {len(text.split()) for text in make(generate=settings).answer(batch, [9, 9])} == {words}
+
+    def test_several_answers_a_sample_are_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match="num_return_sequences"):
+            make(generate={"generation_config": GenerationConfig(do_sample=True, num_return_sequences=2)})
+
+    def test_answers_without_dropout(self) -> None:
+        module = make(lora=LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.9, init_lora_weights=False))
+        module.train()
+        batch = data()[0]["inputs"]
+        assert len({tuple(module.answer(batch)) for _ in range(4)}) == 1
+        assert module.model.training
+
     def test_each_sample_of_a_batch_has_its_tasks_length(self) -> None:
         batch = {**data()[0], "task_names": ["audiomarathon-sed", ""]}
         (rows,) = trainer().predict(make(generate=None, task="choice"), loader([batch])) or [[]]
@@ -213,6 +238,13 @@ class TestFit:
         assert group["lr"] == 1e-3
         assert group["weight_decay"] == 0.1
         assert len(group["params"]) == sum(p.requires_grad for p in tiny.build(FAMILY).parameters()) > 50
+
+    def test_a_learning_rate_that_is_set_later(self) -> None:
+        """As Lightning's learning rate finder does."""
+        module = make(learning_rate=1e-3)
+        module.learning_rate = 0.5
+        (group,) = module.configure_optimizers().param_groups
+        assert group["lr"] == 0.5
 
     def test_pruned_training_steps(self) -> None:
         batch = with_labels(data()[0])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from headrouter_pl.errors import HeadRouterError
@@ -120,15 +119,3 @@ def stretches(length: int, stretch: int) -> list[tuple[int, int]]:
     count = -(-length // stretch)
     edges = [length * i // count for i in range(count + 1)]
     return list(pairwise(edges))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the block, a model is in evaluation mode; afterwards, each of its modules is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -18,7 +18,6 @@ from headrouter_pl._version import __version__
 from headrouter_pl.calibration.batches import (
     check_answers,
     check_attention,
-    evaluating,
     evidence_mask,
     prepare_inputs,
     stretches,
@@ -26,6 +25,7 @@ from headrouter_pl.calibration.batches import (
 from headrouter_pl.calibration.sums import FITS, CalibrationSums
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
 from headrouter_pl.models import find_lalm
+from headrouter_pl.models.modes import evaluating
 from headrouter_pl.profiles import HeadProfile, fingerprint
 from headrouter_pl.pruning.measuring import DroppingEngine, measure_attention
 from headrouter_pl.pruning.pruner import prune_layer

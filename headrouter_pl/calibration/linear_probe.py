@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrouter_pl.calibration.batches import evaluating, evidence_mask, prepare_inputs
+from headrouter_pl.calibration.batches import evidence_mask, prepare_inputs
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import find_lalm
+from headrouter_pl.models.modes import evaluating
 from headrouter_pl.profiles import TYPES
 from headrouter_pl.pruning import AudioTokenPruner
 from headrouter_pl.scorers import LinearProbeScorer, Scorer, ScoringInputs

@@ -21,6 +21,7 @@ from headrouter_pl.models import find_lalm
 from headrouter_pl.pictures import Gallery, GallerySample, GalleryView, route_parts
 from headrouter_pl.pruning import AudioTokenPruner
 from headrouter_pl.pruning.report import PruningReport, SampleReport
+from headrouter_pl.results import check_output
 from headrouter_pl.scorers import HeadRouterScorer, Scorer
 from headrouter_pl.tasks.scoring import batch_tasks, score_batch
 
@@ -106,6 +107,7 @@ class HeadRouterGallery(StageCallback):
                 f"HeadRouterGallery needs a module with answer(inputs), as LALMModule has; {type(module).__name__} has "
                 "none."
             )
+        check_output(self.path)
         data: Any = getattr(trainer, "datamodule", None)
         self._records = iter(data.read(stage)) if hasattr(data, "read") else None
         self._known = {}
@@ -238,7 +240,10 @@ class HeadRouterGallery(StageCallback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._gallery:  # what is there already may show what went wrong
-            self._finish()
+            try:
+                self._finish()
+            except Exception as error:  # would stand in the way of the first one, and of callbacks that clean up
+                rank_zero_warn(f"HeadRouterGallery could not write {self.path}: {error}")
 
 
 def _first_reports(report: PruningReport, rows: int) -> list[SampleReport]:

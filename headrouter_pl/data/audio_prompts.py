@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableDataLoade
 from headrouter_pl.data.chat import audio_extractor, encode_chats
 from headrouter_pl.data.records import AudioPrompt, DatasetRecords, read_records
 from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.tasks import get_task
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -41,7 +43,7 @@ class AudioPromptDataModule(L.LightningDataModule):
         validate: Records for validation.
         test: Records for testing.
         predict: Records for prediction.
-        task: Name of the task of records on disk that name none.
+        task: Name of the task of records that name none.
         columns: What lists on disk call their fields, by our names for them (see :func:`read_records`).
         on_bad_audio: ``"report"`` lists samples whose audio cannot be used under ``failures`` of their batch, where
             they count as wrong, instead of stopping; not in training.
@@ -72,7 +74,7 @@ class AudioPromptDataModule(L.LightningDataModule):
             raise ConfigurationError(f"on_bad_audio must be 'error' or 'report', got {on_bad_audio!r}.")
         self.processor = _load_processor(processor) if isinstance(processor, str) else processor
         self.records: dict[str, Records] = {"train": train, "validate": validate, "test": test, "predict": predict}
-        self.task = task
+        self.task = None if task is None else get_task(task).name
         self.columns = columns
         self.on_bad_audio = on_bad_audio
         self.allow_silence = allow_silence
@@ -103,9 +105,11 @@ class AudioPromptDataModule(L.LightningDataModule):
     def read(self, stage: str) -> Sequence[AudioPrompt]:
         """The records of a stage: ``"train"``, ``"validate"``, ``"test"`` or ``"predict"``."""
         records = self.records[stage]
-        return (
-            read_records(records, columns=self.columns, task=self.task) if isinstance(records, (str, Path)) else records
-        )
+        if isinstance(records, (str, Path)):
+            return read_records(records, columns=self.columns, task=self.task)
+        if self.task is None or isinstance(records, DatasetRecords):
+            return records
+        return [record if record.task else replace(record, task=self.task) for record in records]
 
     def leave_out(self, keys: Collection[str]) -> None:
         """Leaves records of these keys out of prediction: they have been predicted before."""
@@ -120,6 +124,8 @@ class AudioPromptDataModule(L.LightningDataModule):
             if in_memory:
                 _check_answers(records)
         else:
+            if not len(records) and self.trainer is not None and self.trainer.state.fn == stage:
+                raise ConfigurationError(f"There are no records to {stage}: give {stage}.")
             keys = records.task_keys() if isinstance(records, DatasetRecords) else [(r.task, r.key) for r in records]
             _check_keys(keys, by_task=stage != "predict")
         if (stage == "train" or self.on_bad_audio == "error") and in_memory:
@@ -134,7 +140,8 @@ class AudioPromptDataModule(L.LightningDataModule):
                 )
         if stage == "train":
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where Lightning's own distributed sampler reads it
-            batches = LengthBucketSampler([1] * len(chosen), self.batch_size, step=1, seed=seed)
+            fixed = bool(getattr(self.trainer, "overfit_batches", 0))  # the same batches each epoch
+            batches = LengthBucketSampler([1] * len(chosen), self.batch_size, step=1, seed=seed, shuffle=not fixed)
             return ResumableDataLoader(
                 chosen, batch_sampler=batches, num_workers=self.num_workers, collate_fn=self.collate_train
             )

@@ -28,7 +28,7 @@ class AudioPrompt:
         audio: float32 samples ``[n]`` at the processor's rate (an array or a tensor), the path of a file, a file in
             memory, or a list of several of these.
         prompt: The question, as the model is asked it.
-        answer: The right answer; may be empty for prediction. A letter, where there are options.
+        answer: The right answer; may be empty for prediction. With options, one of them or its letter.
         key: What to call the sample in results.
         task: Name of its task; "" for the task of whatever scores it.
         options: Texts of the options that the prompt gives, in the order of their letters.
@@ -68,7 +68,7 @@ def read_records(
     Each has ``audio`` (a path, relative to the list, or several), and a ``prompt``; or, with a task, a ``question``
     that the task's prompt frames, or neither, for the task's prompt alone. There may be an ``answer``, a ``key`` (the
     line or row number, if there is none), a ``task`` and ``options`` (texts of the options; in CSV a JSON list). With
-    options, the answer is one of them or its letter; it becomes its letter, unless the task reads none.
+    options, the answer is one of them or its letter; where a task is named, it becomes what this task reads of the two.
 
     Args:
         path: A CSV file with a header, called ``.csv``; a JSONL file, of one object a line, whatever it is called; a
@@ -139,11 +139,12 @@ def make_record(row: Any, folder: Path, number: int, task: str | None = None) ->
     if not isinstance(prompt, str):
         raise TypeError(f"prompt is {prompt!r}")
     answer, key = row.get("answer"), row.get("key")
+    if isinstance(answer, (list, tuple, set, Mapping)):
+        raise TypeError(f"answer must be one text, got {answer!r}")
     answer = "" if answer is None else str(answer)
     if options and answer:
-        letter = right_choice(answer, options)
-        if found is None or found.reads_letters:
-            answer = letter
+        right_choice(answer, options)  # refuses what is none of them
+        answer = answer if found is None else found.right_answer(answer, options)
     return AudioPrompt(clips, prompt, answer, str(number if key is None else key), name, tuple(options))
 
 

@@ -66,6 +66,24 @@ class Task:
         options = ("one", "two")
         return self.parse("B", options) == self.parse("two", options)
 
+    def right_answer(self, answer: str, options: Sequence[str]) -> str:
+        """A right answer in the form that this task reads: an option's letter or its text.
+
+        Args:
+            answer: As the data have it.
+            options: Texts of the options; none for an open question.
+
+        Returns:
+            The same, where it is neither.
+        """
+        from headrouter_pl.tasks.parsers import right_choice
+
+        try:
+            letter = right_choice(answer, options)
+        except ValueError:
+            return answer
+        return letter if self.reads_letters else options[LETTERS.index(letter)]
+
     def ask(self, question: str = "", options: Sequence[str] = ()) -> str:
         """The prompt for one question.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,8 +91,8 @@ class AnswerAccuracy(Metric):
 
     @staticmethod
     def right(prediction: str, target: str) -> bool:
-        """Whether an answer is right: here, whether it is the same, but for case."""
-        return prediction.casefold() == target.casefold()
+        """Whether an answer is right: here, whether it is the same, but for case and how accents are written."""
+        return unicodedata.normalize("NFC", prediction).casefold() == unicodedata.normalize("NFC", target).casefold()
 
 
 class StringMatch(AnswerAccuracy):

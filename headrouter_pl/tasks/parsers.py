@@ -111,7 +111,7 @@ def read_choice(
     In this order: the text of an option and nothing else; the letter that "the answer is", or that stands alone or
     before a bracket, a colon or a full stop; a capital letter in running text; the text of an option in running text.
     Where one of these names two options, or none does, there is no answer. A letter counts more than the text behind
-    it.
+    it, but not one that is part of an option's text ("vitamin C").
 
     Args:
         text: What the model said.
@@ -130,8 +130,9 @@ def read_choice(
     whole = [a for a, b in zip(letters, options, strict=False) if len(_bare(b)) > 1 and said in (_bare(b), _trimmed(b))]
     if len(whole) == 1:
         return whole[0]
+    outside = _without_lettered(text, options)
     for find in (_stated, _delimited, _capitals):
-        if found := {letter for letter in find(text) if letter in letters}:
+        if found := {letter for letter in find(outside) if letter in letters}:
             return found.pop() if len(found) == 1 else None
     named = _named(text, options, aliases or {})
     return letters[named.pop()] if len(named) == 1 else None
@@ -206,6 +207,17 @@ def _capitals(text: str) -> Iterator[str]:
             yield match[1]
     if last := _LAST.search(text):
         yield last[1].upper()
+
+
+def _without_lettered(text: str, options: Sequence[str]) -> str:
+    """The text with a word in the place of each option whose own text has a letter that stands alone."""
+    lettered = [
+        bare for bare in map(_bare, options) if len(bare) > 1 and re.search(r"(?<![^\W_])[a-z](?![^\W_])", bare)
+    ]
+    for bare in sorted(lettered, key=len, reverse=True):
+        words = r"\s+".join(map(re.escape, bare.split()))
+        text = re.sub(rf"(?<!\w){words}(?!\w)", "this", text, flags=re.IGNORECASE)
+    return text
 
 
 def _is_article(rest: str) -> bool:

@@ -19,7 +19,7 @@ Batch = Mapping[str, Any]
 def batch_tasks(batch: Batch, default: Task) -> list[Task]:
     """The task of each sample with inputs: ``batch["task_names"]``, or ``default`` where that is missing or empty."""
     names = batch.get("task_names") or [""] * len(batch["keys"])
-    return [get_task(name) if name else default for name in names]
+    return [default if name in ("", default.name) else get_task(name) for name in names]
 
 
 def parse_batch(batch: Batch, texts: Sequence[str], default: Task) -> list[str | None]:
@@ -50,13 +50,14 @@ def score_batch(batch: Batch, texts: Sequence[str], default: Task) -> list[dict[
         )
     ]
     for failed in batch.get("failures") or ():
-        task = get_task(failed["task"]) if failed["task"] else default
+        (task,) = batch_tasks({"keys": [failed["key"]], "task_names": [failed["task"]]}, default)
         target = _target(task, failed["answer"], failed["options"])
         rows.append(_row(failed["key"], task, "", None, target, 0.0, failed["error"]))
     return rows
 
 
 def _target(task: Task, answer: str, options: Sequence[str]) -> str:
+    answer = task.right_answer(answer, options)
     parsed = task.parse(answer, options)
     return answer if parsed is None else parsed
 
@@ -74,8 +75,8 @@ class TaskScores(Rows):
     """Scores of every task among the samples, the same on every process.
 
     ``compute`` is fed each sample once: a distributed sampler repeats samples until all processes have as many, and a
-    sample of another process whose task and key were there already is left out. Metrics are computed over the rows of
-    all processes, so they need not be of a kind that adds up.
+    sample of another process whose task, key and right answer were there already is left out. Metrics are computed over
+    the rows of all processes, so they need not be of a kind that adds up.
 
     Args:
         tasks: Tasks that are not in :data:`headrouter_pl.tasks.TASKS`.
@@ -92,11 +93,11 @@ class TaskScores(Rows):
 
     def compute(self) -> dict[str, Any]:
         """``samples``: the rows, by task and key; and what :func:`summarize` says of them."""
-        seen: dict[tuple[str, str], int] = {}
+        seen: dict[tuple[str, str, str], int] = {}
         rows = []
         for row in self.rows():
             rank = row.pop("rank")
-            if not row["key"] or seen.setdefault((row["task"], row["key"]), rank) == rank:
+            if not row["key"] or seen.setdefault((row["task"], row["key"], row["target"]), rank) == rank:
                 rows.append(row)
         rows.sort(key=lambda row: (row["task"], row["key"]))
         return {"samples": rows, **summarize(rows, self.given)}
@@ -292,6 +293,10 @@ def _computed(metric: Metric, answers: Sequence[str | None], targets: Sequence[s
 
 
 def _score(metric: Metric) -> float:
+    if metric.higher_is_better is None:
+        raise ConfigurationError(
+            f"{type(metric).__name__} does not say which way it goes: set higher_is_better of the class, True or False."
+        )
     value = float(metric.compute())
     return 100 * (value if metric.higher_is_better else 1 - value)
 

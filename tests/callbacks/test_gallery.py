@@ -21,6 +21,7 @@ from headrouter_pl.callbacks import HeadRouterGallery
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.errors import ConfigurationError, UnknownNameError
 from headrouter_pl.models import FAMILIES
+from headrouter_pl.pictures import Gallery
 
 torch.set_num_threads(1)
 
@@ -193,6 +194,26 @@ class TestPage:
         with pytest.raises(RuntimeError, match="power cut"):
             trainer(gallery, Crash()).validate(module(), data(records()), verbose=False)
         assert len(read(tmp_path / "page.html")[0]) == 2
+
+    def test_a_page_that_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is told at once; and at a crash the crash is told, and the hooks are gone."""
+        (tmp_path / "file").touch()
+        model = module()
+        with pytest.raises(ConfigurationError, match="cannot be written"):
+            trainer(HeadRouterGallery(tmp_path / "file" / "page.html", keep_ratios=[0.5])).validate(
+                model, data(records()), verbose=False
+            )
+
+        class Crash(L.Callback):
+            def on_validation_batch_start(self, trainer: Any, module: Any, batch: Any, index: int, *_: Any) -> None:
+                if index == 1:
+                    monkeypatch.setattr(Gallery, "write", lambda *args: (tmp_path / "file" / "page").write_text(""))
+                    raise RuntimeError("power cut")
+
+        gallery = HeadRouterGallery(tmp_path / "page.html", keep_ratios=[0.5])
+        with pytest.raises(RuntimeError, match="power cut"), pytest.warns(UserWarning, match="could not write"):
+            trainer(gallery, HeadRouterCallback(0.4), Crash()).validate(model, data(records()), verbose=False)
+        assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.model.modules())
 
 
 class TestRefusals:

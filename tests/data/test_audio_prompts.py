@@ -11,13 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor
 
 from headrouter_pl.data import AudioError, AudioPrompt, AudioPromptDataModule, read_records
-from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.errors import ConfigurationError, UnknownNameError
 from headrouter_pl.models.pocket import pocket_folder
 
 RATE = 100
@@ -165,6 +167,30 @@ class TestBatches:
         assert [batch["keys"] for batch in resumed] != whole
         with pytest.raises(ConfigurationError, match="no records to fit on"):
             module().train_dataloader()
+
+    def test_overfitting_repeats_the_first_batches(self) -> None:
+        data = module(train=[replace(ANSWERED[0], key=str(number)) for number in range(7)], batch_size=2)
+        data.trainer = L.Trainer(overfit_batches=1, logger=False)
+        loader = data.train_dataloader()
+        epochs = []
+        for epoch in range(3):
+            loader.batch_sampler.set_epoch(epoch)
+            epochs.append([batch["keys"] for batch in loader])
+        assert epochs[0] == epochs[1] == epochs[2]
+
+    @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+    def test_a_stage_without_records(self, stage: str) -> None:
+        """Lightning would report nothing, and leave the results of a run before as if they were of this one."""
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+        with pytest.raises(ConfigurationError, match=f"no records to {stage}: give {stage}"):
+            getattr(trainer, stage)(BoringModel(), datamodule=module(train=ANSWERED))
+
+    def test_records_in_memory_take_the_task_too(self) -> None:
+        data = module(validate=[RECORDS[0], replace(RECORDS[1], task="voice")], task="sound", batch_size=2)
+        (batch,) = data.val_dataloader()
+        assert batch["task_names"] == ["sound", "voice"]
+        with pytest.raises(UnknownNameError, match="'soundd'"):
+            module(task="soundd")
 
 
 class TestCutAudio:

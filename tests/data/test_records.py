@@ -48,7 +48,7 @@ class TestCSV:
         one, two, three = read_records(path)
         assert (one.audio, one.prompt, one.answer, one.key) == ([tmp_path / "a.wav"], "What, now?", "", "one")
         assert two.audio == [tmp_path / "b.wav", Path("/c.wav")]
-        assert (two.answer, two.options) == ("B", ("dog", "cat"))
+        assert (two.answer, two.options) == ("cat", ("dog", "cat"))
         assert (three.prompt, three.answer, three.key) == ("Zwei\nZeilen", "7", "5")
 
     @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ class TestCSV:
         one, two = read_records(path)
         assert (one.audio, one.prompt, one.answer) == ([tmp_path / "[2020] a.wav"], "[music] What is played?", "[none]")
         assert two.audio == [tmp_path / "a.wav", tmp_path / "b.wav"]
-        assert (two.prompt, two.answer, two.options) == ("[1] Which?", "B", ("dog", "cat"))
+        assert (two.prompt, two.answer, two.options) == ("[1] Which?", "cat", ("dog", "cat"))
 
     def test_lists_in_columns_of_other_names(self, tmp_path: Path) -> None:
         path = self.write(
@@ -192,7 +192,11 @@ class TestTasks:
             # A task that reads no letters keeps the text, in whose place a letter would never be right.
             ({"task": "sound", "prompt": "A dog or a cat?", "options": ["cat", "dog"], "answer": "dog"},
              "A dog or a cat?", "dog"),
-            ({"prompt": "A dog or a cat?", "options": ["cat", "dog"], "answer": "dog"}, "A dog or a cat?", "B"),
+            ({"task": "sound", "prompt": "A dog or a cat?", "options": ["cat", "dog"], "answer": "B"},
+             "A dog or a cat?", "dog"),
+            # Whose task is told later stays as it is.
+            ({"prompt": "A dog or a cat?", "options": ["cat", "dog"], "answer": "dog"}, "A dog or a cat?", "dog"),
+            ({"prompt": "A dog or a cat?", "options": ["cat", "dog"], "answer": "B"}, "A dog or a cat?", "B"),
         ],
     )  # fmt: skip
     def test_questions_of_the_tasks_here(self, tmp_path: Path, row: dict[str, Any], prompt: str, answer: str) -> None:
@@ -228,6 +232,8 @@ class TestTasks:
             ({"prompt": "?", "options": "cat|dog", "answer": "A"}, "options must be a list.*'cat|dog'"),
             ({"prompt": "?", "options": {"A": "cat", "B": "dog"}}, "options must be a list"),
             ({"prompt": "?", "options": 2}, "options must be a list"),
+            ({"prompt": "?", "answer": ["yes", "yeah"]}, r"answer must be one text, got \['yes', 'yeah'\]"),
+            ({"prompt": "?", "answer": {"text": ["yes"]}}, "answer must be one text"),
         ],
     )
     def test_refused(self, tmp_path: Path, row: dict[str, Any], why: str) -> None:

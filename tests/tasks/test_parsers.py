@@ -107,6 +107,16 @@ def test_a_letter_counts_more_than_the_text_behind_it() -> None:
         ("In a park", ("In a park.", "At school."), "A"),
         ("B", ("B", "A"), "B"),  # a letter is a letter, whatever the options are
         ("cat", ("cat", "Cat"), None),
+        # A letter that is part of an option's text names no other.
+        ("She needs vitamin C in the morning.", ("Vitamin C", "Vitamin D", "Iron", "Zinc"), "A"),
+        ("Not vitamin C but iron.", ("Vitamin C", "Vitamin D", "Iron"), "C"),
+        ("B. Vitamin A", ("Vitamin C", "Vitamin A"), "B"),
+        ("The answer is D, vitamin C.", ("A", "B", "Iron", "Vitamin C"), "D"),
+        ("He chose plan B.", ("Plan B", "Plan A", "No plan"), "A"),
+        ("A plan B is mentioned", ("Plan A", "Plan C", "Plan B"), "C"),
+        ("They live in Washington D.C. and work there.", ("Washington D.C.", "New York", "Paris", "London"), "A"),
+        ("He says the capital is Washington D.C.", ("Paris", "Washington D.C.", "New York", "London"), "B"),
+        ("A dog barks", ("cat meows", "dog barks"), "B"),
     ],
 )
 def test_options_of_many_kinds(text: str, options: tuple[str, ...], want: str | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,40 @@ class TestSummary:
         assert len({tuple(row) for row in shown}) == 1
 
 
+@pytest.mark.parametrize(
+    ("task", "answer", "texts"),
+    [
+        ("voice", "B", ("female", "Female.")),
+        ("voice", "female", ("female", "Female.")),
+        ("choice", "female", ("B", "female", "the voice is female")),
+        ("choice", "B", ("B", "female")),
+        ("audiomarathon-sgr", "B", ("B", "female")),
+    ],
+)
+def test_letters_and_texts_of_options(task: str, answer: str, texts: Sequence[str]) -> None:
+    """A right answer is read as the task reads answers, whether the batch names it or the module."""
+    options = [["male", "female"]] * len(texts)
+    batch = {"keys": list(texts), "answers": [answer] * len(texts), "options": options}
+    for found in (
+        score_batch(batch, texts, TASKS[task]),
+        score_batch({**batch, "task_names": [task] * len(texts)}, texts, TASKS["transcription"]),
+    ):
+        assert [row["score"] for row in found] == [100] * len(texts)
+    (wrong,) = score_batch({**batch, "keys": ["a"], "answers": [answer], "options": options[:1]}, ["male"], TASKS[task])
+    assert wrong["score"] == 0
+
+
+def test_a_task_in_the_place_of_one_here() -> None:
+    """Samples that name it are read by it, as those that name none."""
+    mine = replace(TASKS["sound"], parse=lambda text, options=(): text.split()[-1])
+    batch = {"keys": ["a"], "answers": ["dog"], "task_names": ["sound"]}
+    assert score_batch(batch, ["It is a dog"], mine)[0]["score"] == 100
+
+
+def test_accents_are_written_in_two_ways() -> None:
+    assert AnswerAccuracy.right("cafe\u0301", "Caf\u00e9")
+
+
 class TestTaskScores:
     def test_over_batches_and_after_a_reset(self) -> None:
         scores = TaskScores()
@@ -176,6 +211,22 @@ class TestTaskScores:
         assert scores.compute()["tasks"]["mine"]["score"] == 100
         with pytest.raises(UnknownNameError):
             summarize(given)
+
+    def test_two_questions_of_one_key(self) -> None:
+        """Loaders of others may call the sample what its recording is called."""
+        scores = TaskScores()
+        first, second = ({**rows()[0], "target": target, "rank": rank} for rank, target in enumerate(("x", "y")))
+        scores.add([first, second, {**second, "rank": 2}])
+        scores._update_count = 1
+        assert [row["target"] for row in scores.compute()["samples"]] == ["x", "y"]
+
+    def test_a_metric_that_does_not_say_which_way_it_goes(self) -> None:
+        class Silent(AnswerAccuracy):
+            higher_is_better = None  # type: ignore[assignment]
+
+        mine = Task("mine", "sound", "What?", read_answer, Silent)
+        with pytest.raises(ConfigurationError, match="Silent does not say which way it goes"):
+            score_batch({"keys": ["a"], "answers": ["x"]}, ["x"], mine)
 
     def test_moves_with_a_module_in_half_precision(self) -> None:
         scores = TaskScores()
