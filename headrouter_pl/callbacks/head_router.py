@@ -68,7 +68,8 @@ class HeadRouterCallback(StageCallback):
             or ``tokenizer`` of the LightningModule or of its datamodule.
         evict_early: After each prefill, drop the pruned audio from the KV cache of the layers below K too; see
             :class:`AudioTokenPruner`.
-        stages: Where to prune, of ``"fit"``, ``"validate"``, ``"test"`` and ``"predict"``.
+        stages: Where to prune, of ``"fit"``, ``"validate"``, ``"test"`` and ``"predict"``. A trainer may have several
+            of these callbacks, each for stages of its own.
         log: Whether to log.
 
     Attributes:
@@ -142,13 +143,13 @@ class HeadRouterCallback(StageCallback):
         self.totals[stage] = dict.fromkeys(SUMS, 0)
         self.calibrated.pop(stage, None)
         self._measuring.pop(stage, None)
-        self._follow(trainer, module)
+        self._detach_unless_wanted()
 
     @override
     def _on_stage_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._calibrate(trainer, module, stage)  # fewer batches than were to be measured
         self._nested.pop()
-        self._follow(trainer, module)
+        self._detach_unless_wanted()
         if stage not in self.stages or trainer.sanity_checking:
             return
         self.totals[stage] = self._all_totals(trainer, module, stage)
@@ -160,20 +161,24 @@ class HeadRouterCallback(StageCallback):
         total = sum_over_processes(trainer, module, total)
         return dict(zip(SUMS, total.tolist(), strict=True))
 
-    def _follow(self, trainer: Trainer, module: LightningModule) -> None:
-        """Attaches or detaches, as the innermost stage wants it."""
-        if self.calibration_batches:
-            self._detach()  # each stage has a profile of its own
-        wanted = bool(self._nested) and self._nested[-1] in self.stages
-        if wanted and self._attached is None:
+    @property
+    def _wanted(self) -> bool:
+        """Whether the innermost stage is to be pruned."""
+        return bool(self._nested) and self._nested[-1] in self.stages
+
+    def _detach_unless_wanted(self) -> None:
+        if not self._wanted or self.calibration_batches:  # with which each stage has a profile of its own
+            self._detach()
+
+    def _attach_if_wanted(self, trainer: Trainer, module: LightningModule) -> None:
+        """At a batch's start, when another callback, for the stage around, has left the model."""
+        if self._wanted and self._attached is None:
             # Anew each time: the next module may have another one.
             found = find_tokenizer(module, getattr(trainer, "datamodule", None))
             self.pruner.tokenizer = found if self.tokenizer is None else self.tokenizer
             engine = self._pruner_or_probe(module, self._nested[-1])
             engine.attach()
             self._attached, self.report = engine, engine.report
-        elif not wanted:
-            self._detach()
 
     # Calibration by the first batches
 
@@ -231,7 +236,7 @@ class HeadRouterCallback(StageCallback):
         try:
             yield
         finally:
-            self._follow(trainer, module)
+            self._attach_if_wanted(trainer, module)
             self.report = report  # of the last batch, until the next one starts
 
     def _detach(self) -> None:
@@ -260,6 +265,7 @@ class HeadRouterCallback(StageCallback):
     def _on_batch_start(
         self, trainer: Trainer, module: LightningModule, stage: str, batch: Any, batch_idx: int
     ) -> None:
+        self._attach_if_wanted(trainer, module)
         if self._attached is not None:
             self.report = self._attached.report
         self.report.clear()
@@ -282,7 +288,7 @@ class HeadRouterCallback(StageCallback):
             if measured.batches == self.calibration_batches:
                 report = self.report
                 self._calibrate(trainer, module, stage)
-                self._follow(trainer, module)
+                self._attach_if_wanted(trainer, module)
                 self.report = report  # of the last batch, until the next one starts
 
     @override
@@ -334,6 +340,12 @@ class HeadRouterCallback(StageCallback):
             **self._scorer_settings,
             "stages": list(self.stages),
         }
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """One for the stages: a trainer may prune validation by one callback and testing by another."""
+        return self._generate_state_key(stages=list(self.stages))
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -607,6 +607,23 @@ class TestCheckpoints:
             run(callback, make(), "validate")
             assert callback.state_dict()["settings"] == before
 
+    @pytest.mark.parametrize("first", ["fit", "validate"])
+    def test_a_callback_for_each_stage(self, tmp_path: Path, first: str) -> None:
+        """They prune each their stage, one after the other, and a checkpoint holds the totals of both."""
+        pair = [HeadRouterCallback(0.5, stages=("fit",)), HeadRouterCallback(RATIO, stages=("validate",))]
+        made = trainer(*(pair if first == "fit" else pair[::-1]), max_epochs=1)
+        made.fit(make(), loader(), loader())
+        kept = {one.stages[0]: one.totals[one.stages[0]] for one in pair}
+        alone = HeadRouterCallback(RATIO)
+        run(alone, make(), "validate")
+        same = ("audio_tokens_seen", "audio_tokens_kept")
+        assert [kept["validate"][name] for name in same] == [alone.totals["validate"][name] for name in same]
+        assert kept["fit"]["audio_tokens_kept"] > kept["validate"]["audio_tokens_kept"]
+        made.save_checkpoint(tmp_path / "both.ckpt")
+        again = [HeadRouterCallback(0.5, stages=("fit",)), HeadRouterCallback(RATIO, stages=("validate",))]
+        trainer(*again, max_epochs=1).fit(make(), loader(), loader(), ckpt_path=str(tmp_path / "both.ckpt"))
+        assert {one.stages[0]: one.totals[one.stages[0]] for one in again} == kept
+
     def test_other_settings_are_named(self, tmp_path: Path) -> None:
         path = self.save(tmp_path, HeadRouterCallback(RATIO))
         other = HeadRouterCallback(keep_tokens=5, layer=3, scorer="stride")
