@@ -464,11 +464,12 @@ class LALMModule(L.LightningModule):
         for projector in find_projectors(self.model):
             projector.float().requires_grad_(True)
             # The encoder's outputs may be in half precision, and outside of autocast nothing else would cast them.
-            projector.register_forward_pre_hook(_to_float)
+            projector.register_forward_pre_hook(_to_weights)
 
 
-def _to_float(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:  # not a lambda, which cannot be pickled
-    return (args[0].float(), *args[1:])
+def _to_weights(projector: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:  # a lambda could not be pickled
+    """Casts the encoder's outputs as the projector is: float32, or what the trainer's precision made of it."""
+    return (args[0].to(next(projector.parameters()).dtype), *args[1:])
 
 
 def _answered_exactly(logits: Tensor, labels: Tensor) -> Tensor:

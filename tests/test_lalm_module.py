@@ -320,6 +320,14 @@ class TestRecipe:
             "betas"
         ] == (0.8, 0.9)
 
+    @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+    def test_in_half_precision(self, precision: Any) -> None:
+        module = recipe()
+        before = {name: value.clone() for name, value in trained(module).items()}
+        trainer(max_steps=2, precision=precision).fit(module, loader([with_labels(data()[0])]))
+        assert any(not torch.equal(value.float(), before[name]) for name, value in trained(module).items()
+                   if "multi_modal_projector" in name)  # fmt: skip
+
     def test_schedules(self, tmp_path: Path) -> None:
         class Rates(L.Callback):
             def __init__(self) -> None:

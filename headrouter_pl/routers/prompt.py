@@ -72,6 +72,9 @@ class PromptRouter(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused
             ``acoustic``, ``voice`` and ``sound``, or to overrule those.
         random_state: Handed to the solver. The one in use is deterministic, so it changes nothing today.
 
+    In scikit-learn's model selection, labels that are types are scored by :meth:`score`, the default, which compares
+    families; ``scoring="accuracy"`` would compare the families that :meth:`predict` gives with the types.
+
     Attributes:
         classes_: The families, ``("acoustic", "semantic")``, shape ``[2]``.
         types_: The labels given to :meth:`fit`, sorted, shape ``[T]``.
