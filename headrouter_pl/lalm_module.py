@@ -149,13 +149,12 @@ class LALMModule(L.LightningModule):
         config = given.get("generation_config")
         if given.get("num_return_sequences", getattr(config, "num_return_sequences", None)) not in (None, 1):
             raise ConfigurationError("generate may not set num_return_sequences: each sample has one answer to score.")
-        self._length_given = not {"max_new_tokens", "max_length", "generation_config"}.isdisjoint(given)
-        defaults = {} if "generation_config" in given else {"do_sample": False}
-        self.generate_settings = {
-            **defaults,
-            **({} if self._length_given else {"max_new_tokens": self.task.max_new_tokens}),
-            **given,
-        }
+        told = {**(config.to_diff_dict() if config is not None else {}), **given}  # older versions tell defaults too
+        self._length_given = told.get("max_new_tokens") is not None or told.get("max_length") is not None
+        defaults: dict[str, Any] = {} if told.get("do_sample") is not None else {"do_sample": False}
+        if not self._length_given:
+            defaults["max_new_tokens"] = self.task.max_new_tokens
+        self.generate_settings = {**defaults, **given}
         self.learning_rate = learning_rate
         self.projector_learning_rate = projector_learning_rate
         self.lr_schedule = lr_schedule

@@ -147,6 +147,7 @@ class TestEvaluation:
         [
             ({"max_length": 3}, 3),  # beside the prompt
             ({"generation_config": GenerationConfig(max_new_tokens=4, eos_token_id=None)}, 4),
+            ({"generation_config": GenerationConfig(repetition_penalty=1.1)}, 9),
         ],
     )
     def test_other_ways_to_give_a_length(self, settings: dict[str, Any], words: int) -> None:

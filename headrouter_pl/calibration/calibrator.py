@@ -45,7 +45,7 @@ class ProfileCalibrator:
     A batch is a mapping with ``inputs`` (what the model's forward takes, prompts with their audio), ``types`` (a name
     for each sample), and perhaps ``keys`` (what to call the samples in errors). The method ``"evidence"`` also reads
     ``evidence``: for each sample a list of ``(start, end)`` in audio tokens, end exclusive. ``"utility"`` reads the
-    answers in ``inputs["labels"]``, -100 elsewhere; see :func:`append_answers`.
+    answers in ``inputs["labels"]``, -100 elsewhere; see :func:`headrouter_pl.calibration.append_answers`.
 
     Args:
         model: A supported model, in evaluation mode, or any module that holds one.

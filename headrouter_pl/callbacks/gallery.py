@@ -125,7 +125,7 @@ class HeadRouterGallery(StageCallback):
             )
         if not batch["keys"]:
             return  # no sample has audio that can be used
-        pruned = find_pruners(trainer)
+        pruned = find_pruners(trainer, stage)
         views: list[list[GalleryView]] = [[] for _ in batch["keys"]]
         for number, callback in enumerate(pruned):
             name = THIS_RUN if len(pruned) == 1 else f"{THIS_RUN}, {number + 1}"

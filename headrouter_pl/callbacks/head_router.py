@@ -43,8 +43,8 @@ class HeadRouterCallback(StageCallback):
         trainer = L.Trainer(callbacks=[HeadRouterCallback()])
         trainer.validate(module, datamodule=data)
 
-    The model is found inside the module (nested, wrapped by peft or by a strategy), pruned for the length of a stage,
-    and left as it was at the end of it and on any exception. The validation loop inside ``fit`` is covered by
+    The model is found inside the module (nested, wrapped by peft or by a strategy), pruned from the first batch of a
+    stage on, and left as it was at the end of it and on any exception. The validation loop inside ``fit`` is covered by
     ``"validate"``; training steps are pruned with ``"fit"`` among the stages.
 
     Logged in the validation and test loops: ``headrouter/samples``, ``headrouter/audio_tokens_seen``,
@@ -88,8 +88,8 @@ class HeadRouterCallback(StageCallback):
         *,
         keep_tokens: int | None = None,
         layer: int | None = None,
-        scorer: str | Scorer = "headrouter",
-        router: str | Router | PromptRouter = "joint",
+        scorer: Scorer | str = "headrouter",
+        router: Router | PromptRouter | str = "joint",
         profile: str | HeadProfile = "auto",
         calibration_batches: int = SELF_CALIBRATION_BATCHES,
         tokenizer: Tokenizer | None = None,
@@ -133,6 +133,7 @@ class HeadRouterCallback(StageCallback):
         self.calibrated: dict[str, HeadProfile] = {}
         self._measuring: dict[str, SelfCalibration] = {}
         self._nested: list[str] = []
+        self._prepared: PruningEngine | None = None
         self._attached: PruningEngine | None = None
 
     # Stages. A stage can lie inside another: validation inside fit.
@@ -144,11 +145,14 @@ class HeadRouterCallback(StageCallback):
         self.calibrated.pop(stage, None)
         self._measuring.pop(stage, None)
         self._detach_unless_wanted()
+        if self._wanted and self._attached is None:
+            self._prepared = self._prepare(trainer, module)  # on every rank, and refused before there is a batch
 
     @override
     def _on_stage_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._calibrate(trainer, module, stage)  # fewer batches than were to be measured
         self._nested.pop()
+        self._prepared = None
         self._detach_unless_wanted()
         if stage not in self.stages or trainer.sanity_checking:
             return
@@ -170,13 +174,16 @@ class HeadRouterCallback(StageCallback):
         if not self._wanted or self.calibration_batches:  # with which each stage has a profile of its own
             self._detach()
 
+    def _prepare(self, trainer: Trainer, module: LightningModule) -> PruningEngine:
+        # Anew each time: the next module may have another one.
+        found = find_tokenizer(module, getattr(trainer, "datamodule", None))
+        self.pruner.tokenizer = found if self.tokenizer is None else self.tokenizer
+        return self._pruner_or_probe(module, self._nested[-1])
+
     def _attach_if_wanted(self, trainer: Trainer, module: LightningModule) -> None:
-        """At a batch's start, when another callback, for the stage around, has left the model."""
+        """Not before a batch starts: only then has another callback, for the stage around, left the model."""
         if self._wanted and self._attached is None:
-            # Anew each time: the next module may have another one.
-            found = find_tokenizer(module, getattr(trainer, "datamodule", None))
-            self.pruner.tokenizer = found if self.tokenizer is None else self.tokenizer
-            engine = self._pruner_or_probe(module, self._nested[-1])
+            engine, self._prepared = self._prepared or self._prepare(trainer, module), None
             engine.attach()
             self._attached, self.report = engine, engine.report
 
@@ -326,6 +333,7 @@ class HeadRouterCallback(StageCallback):
     def _release(self) -> None:
         self._nested.clear()
         self._measuring.clear()
+        self._prepared = None
         self._detach()
 
     # Checkpoints
@@ -345,7 +353,23 @@ class HeadRouterCallback(StageCallback):
     @override
     def state_key(self) -> str:
         """One for the stages: a trainer may prune validation by one callback and testing by another."""
-        return self._generate_state_key(stages=list(self.stages))
+        return self._generate_state_key(stages=sorted(self.stages))
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for other in find_pruners(trainer):
+            if other is not self and (both := sorted(set(other.stages) & set(self.stages))):
+                raise ConfigurationError(
+                    f"Two HeadRouterCallbacks prune {', '.join(both)}. Give each stages of its own."
+                )
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        saved = {key: state for key, state in checkpoint.get("callbacks", {}).items()
+                 if key.startswith(type(self).__qualname__)}  # fmt: skip
+        if self.state_key not in saved and len(saved) == 1 == len(find_pruners(trainer)):
+            (state,) = saved.values()
+            self.load_state_dict(state)  # of other stages, which it says
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -370,7 +394,8 @@ def _describe(scorer: Scorer) -> dict[str, Any]:
     return {**told, "scorer_digest": digest(scorer)}
 
 
-def find_pruners(trainer: Trainer) -> list[HeadRouterCallback]:
-    """The trainer's callbacks that prune."""
+def find_pruners(trainer: Trainer, stage: str | None = None) -> list[HeadRouterCallback]:
+    """The trainer's callbacks that prune, in a stage or in any."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, HeadRouterCallback)]
+    pruners = [callback for callback in callbacks if isinstance(callback, HeadRouterCallback)]
+    return [pruner for pruner in pruners if stage is None or stage in pruner.stages]

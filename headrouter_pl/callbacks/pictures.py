@@ -66,7 +66,7 @@ class HeadRouterPictures(StageCallback):
     def _on_batch_end(self, trainer: Trainer, module: LightningModule, stage: str, outputs: Any, batch: Any) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        pruned = [callback for callback in find_pruners(trainer) if stage in callback.stages]
+        pruned = find_pruners(trainer, stage)
         if not pruned:
             return
         summary = self._summaries.setdefault(stage, Summary())

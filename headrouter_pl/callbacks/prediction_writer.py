@@ -76,7 +76,7 @@ class JSONLPredictionWriter(BasePredictionWriter):
                 _merge(rows, _read_part(part, settings))
             self._done = set(rows)
             self._run = 1 + max((at[0] for at, _ in rows.values()), default=-1)
-            if rows and any(pruner.calibration_batches for pruner in find_pruners(trainer)):
+            if rows and any(pruner.calibration_batches for pruner in find_pruners(trainer, "predict")):
                 raise ConfigurationError(
                     f"{self.path} has samples already, and profile='self' would be measured anew, on other batches. "
                     "Calibrate beforehand (headrouter-pl calibrate), or set on_existing='overwrite'."
@@ -170,7 +170,7 @@ class JSONLPredictionWriter(BasePredictionWriter):
 
 def _settings(trainer: Trainer) -> list[Any]:
     """What the pruners of a run are set to, as JSON values."""
-    settings = [pruner.state_dict()["settings"] for pruner in find_pruners(trainer)]
+    settings = [pruner.state_dict()["settings"] for pruner in find_pruners(trainer, "predict")]
     return json.loads(json.dumps(settings, default=str))
 
 

@@ -15,7 +15,8 @@ from typing_extensions import override
 
 from headrouter_pl.calibration import ProfileCalibrator, append_answers, check_settings
 from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, sum_over_processes
-from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.callbacks.head_router import find_pruners
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.profiles import TYPES, HeadProfile
 from headrouter_pl.results import check_output
 
@@ -87,6 +88,11 @@ class ProfileCalibration(StageCallback):
     @override
     def _on_stage_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
+            if find_pruners(trainer, stage):
+                raise ConfigurationError(
+                    f"ProfileCalibration measures the whole model, and a HeadRouterCallback prunes {stage}. Calibrate "
+                    "in a run of its own."
+                )
             if trainer.is_global_zero:
                 check_output(self.path)
             self.profile = None

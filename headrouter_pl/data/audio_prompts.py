@@ -20,7 +20,7 @@ from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableDataLoade
 from headrouter_pl.data.chat import audio_extractor, encode_chats
 from headrouter_pl.data.records import AudioPrompt, DatasetRecords, read_records
 from headrouter_pl.errors import ConfigurationError
-from headrouter_pl.tasks import get_task
+from headrouter_pl.tasks import Task, get_task
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -109,7 +109,18 @@ class AudioPromptDataModule(L.LightningDataModule):
             return read_records(records, columns=self.columns, task=self.task)
         if self.task is None or isinstance(records, DatasetRecords):
             return records
-        return [record if record.task else replace(record, task=self.task) for record in records]
+        return [record if record.task else self._of_task(record, get_task(self.task)) for record in records]
+
+    @staticmethod
+    def _of_task(record: AudioPrompt, task: Task) -> AudioPrompt:
+        """The record as one of a list on disk would be read."""
+        answer = record.answer
+        if record.options and answer:
+            try:
+                answer = task.right_answer(answer, record.options)
+            except ValueError as error:
+                raise ConfigurationError(f"{(record.key or record.prompt)!r}: {error}.") from error
+        return replace(record, task=task.name, answer=answer)
 
     def leave_out(self, keys: Collection[str]) -> None:
         """Leaves records of these keys out of prediction: they have been predicted before."""

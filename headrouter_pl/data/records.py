@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from headrouter_pl.data.audio import AudioBytes, AudioError, as_samples, read_audio
-from headrouter_pl.tasks import get_task, right_choice
+from headrouter_pl.tasks import get_task, right_option
 
 _FIELDS = ("audio", "prompt", "question", "answer", "key", "task", "options")
 
@@ -143,7 +143,7 @@ def make_record(row: Any, folder: Path, number: int, task: str | None = None) ->
         raise TypeError(f"answer must be one text, got {answer!r}")
     answer = "" if answer is None else str(answer)
     if options and answer:
-        right_choice(answer, options)  # refuses what is none of them
+        right_option(answer, options)  # refuses what is none of them
         answer = answer if found is None else found.right_answer(answer, options)
     return AudioPrompt(clips, prompt, answer, str(number if key is None else key), name, tuple(options))
 

@@ -15,6 +15,7 @@ from headrouter_pl.tasks.parsers import (
     read_text,
     read_transcript,
     right_choice,
+    right_option,
 )
 
 TASKS: dict[str, Task] = {
@@ -88,5 +89,6 @@ __all__ = [
     "read_text",
     "read_transcript",
     "right_choice",
+    "right_option",
     "select_tasks",
 ]

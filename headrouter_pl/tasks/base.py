@@ -67,22 +67,18 @@ class Task:
         return self.parse("B", options) == self.parse("two", options)
 
     def right_answer(self, answer: str, options: Sequence[str]) -> str:
-        """A right answer in the form that this task reads: an option's letter or its text.
+        """A right answer as this task asks for it: an option's letter, or its text.
 
         Args:
-            answer: As the data have it.
+            answer: As the data have it, a letter or a text.
             options: Texts of the options; none for an open question.
 
-        Returns:
-            The same, where it is neither.
+        Raises:
+            ValueError: If it is none of the options.
         """
-        from headrouter_pl.tasks.parsers import right_choice
+        from headrouter_pl.tasks.parsers import right_choice, right_option
 
-        try:
-            letter = right_choice(answer, options)
-        except ValueError:
-            return answer
-        return letter if self.reads_letters else options[LETTERS.index(letter)]
+        return right_choice(answer, options) if self.reads_letters else options[right_option(answer, options)]
 
     def ask(self, question: str = "", options: Sequence[str] = ()) -> str:
         """The prompt for one question.

@@ -92,7 +92,7 @@ class AnswerAccuracy(Metric):
     @staticmethod
     def right(prediction: str, target: str) -> bool:
         """Whether an answer is right: here, whether it is the same, but for case and how accents are written."""
-        return unicodedata.normalize("NFC", prediction).casefold() == unicodedata.normalize("NFC", target).casefold()
+        return _folded(prediction) == _folded(target)
 
 
 class StringMatch(AnswerAccuracy):
@@ -155,7 +155,7 @@ class MacroF1(Rows):
 
     def compute(self) -> Tensor:
         """Macro F1 in [0, 1]; 0 of nothing."""
-        pairs = [(None if p is None else p.casefold(), t.casefold()) for p, t in self.rows()]
+        pairs = [(None if p is None else _folded(p), _folded(t)) for p, t in self.rows()]
         classes = sorted({name for pair in pairs for name in pair if name is not None})
         if not classes:
             return torch.tensor(0.0, device=self.device)
@@ -232,3 +232,8 @@ class MeanWER(Metric):
     def compute(self) -> Tensor:
         """Mean word error rate, from 0 on; above 1 where more is said than was spoken."""
         return self.errors / self.total.clamp(min=1)
+
+
+def _folded(text: str) -> str:
+    """The same for what differs in case alone, or in how accents are written."""
+    return unicodedata.normalize("NFC", text).casefold()

@@ -148,14 +148,26 @@ def right_choice(answer: str, options: Sequence[str]) -> str:
     """The letter of a right answer, which data give as an option's text or as a letter.
 
     Raises:
+        ValueError: If it is neither, or an option that no letter is left for.
+    """
+    place = right_option(answer, options)
+    if place >= len(LETTERS):
+        raise ValueError(f"{answer!r} is option {place + 1}, and there are {len(LETTERS)} letters")
+    return LETTERS[place]
+
+
+def right_option(answer: str, options: Sequence[str]) -> int:
+    """Which of the options a right answer is, which data give as an option's text or as a letter.
+
+    Raises:
         ValueError: If it is neither.
     """
     texts = [_bare(option) for option in options]
     if texts.count(_bare(answer)) == 1:
-        return LETTERS[texts.index(_bare(answer))]
+        return texts.index(_bare(answer))
     letter = answer.strip().strip("().").upper()
     if len(letter) == 1 and letter in LETTERS[: len(options)]:
-        return letter
+        return LETTERS.index(letter)
     raise ValueError(f"the answer {answer!r} is neither a letter nor one of the options {list(options)}")
 
 

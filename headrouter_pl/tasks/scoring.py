@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ Batch = Mapping[str, Any]
 def batch_tasks(batch: Batch, default: Task) -> list[Task]:
     """The task of each sample with inputs: ``batch["task_names"]``, or ``default`` where that is missing or empty."""
     names = batch.get("task_names") or [""] * len(batch["keys"])
-    return [default if name in ("", default.name) else get_task(name) for name in names]
+    return [default if not name or name == default.name else get_task(name) for name in names]
 
 
 def parse_batch(batch: Batch, texts: Sequence[str], default: Task) -> list[str | None]:
@@ -57,7 +58,9 @@ def score_batch(batch: Batch, texts: Sequence[str], default: Task) -> list[dict[
 
 
 def _target(task: Task, answer: str, options: Sequence[str]) -> str:
-    answer = task.right_answer(answer, options)
+    if options and not task.reads_letters:  # others read both letters and texts
+        with suppress(ValueError):
+            answer = task.right_answer(answer, options)
     parsed = task.parse(answer, options)
     return answer if parsed is None else parsed
 

@@ -607,6 +607,11 @@ class TestCheckpoints:
             run(callback, make(), "validate")
             assert callback.state_dict()["settings"] == before
 
+    def test_other_stages_are_named(self, tmp_path: Path) -> None:
+        path = self.save(tmp_path, HeadRouterCallback(RATIO))
+        with pytest.warns(UserWarning, match=r"other settings .*: keep_ratio 0.5 \(was 0.3\), stages \['validate'\]"):
+            trainer(HeadRouterCallback(0.5, stages="validate"), max_epochs=1).fit(make(), loader(), ckpt_path=path)
+
     @pytest.mark.parametrize("first", ["fit", "validate"])
     def test_a_callback_for_each_stage(self, tmp_path: Path, first: str) -> None:
         """They prune each their stage, one after the other, and a checkpoint holds the totals of both."""
@@ -619,6 +624,8 @@ class TestCheckpoints:
         same = ("audio_tokens_seen", "audio_tokens_kept")
         assert [kept["validate"][name] for name in same] == [alone.totals["validate"][name] for name in same]
         assert kept["fit"]["audio_tokens_kept"] > kept["validate"]["audio_tokens_kept"]
+        with pytest.raises(ConfigurationError, match="Two HeadRouterCallbacks prune validate"):
+            trainer(HeadRouterCallback(), HeadRouterCallback(stages=("fit", "validate"))).validate(make(), loader())
         made.save_checkpoint(tmp_path / "both.ckpt")
         again = [HeadRouterCallback(0.5, stages=("fit",)), HeadRouterCallback(RATIO, stages=("validate",))]
         trainer(*again, max_epochs=1).fit(make(), loader(), loader(), ckpt_path=str(tmp_path / "both.ckpt"))

@@ -162,7 +162,11 @@ class TestTrainerCommands:
         [
             (["--trainer.callbacks.init_args.keep_ratio", "3"], r"keep_ratio must be in \(0, 1\], got 3"),
             (["--model.task", "questoin"], "Unknown task 'questoin'"),
-            (["--data.on_bad_audio", "ignore"], "on_bad_audio"),
+            (
+                ["--trainer.callbacks.init_args.scorer", '{"class_path": "ScoutScorer", "init_args": {"pool": 0}}'],
+                "pool must be",
+            ),
+            (["--data.task", "soundd"], "Unknown task 'soundd'"),
         ],
     )
     def test_what_a_constructor_refuses_is_a_line(
@@ -170,7 +174,6 @@ class TestTrainerCommands:
         model_folder: Path,
         records: Path,
         monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
         setting: list[str],
         message: str,
     ) -> None:
@@ -180,7 +183,7 @@ class TestTrainerCommands:
         monkeypatch.setattr(sys, "argv", [*command, *setting])
         with pytest.raises(SystemExit) as caught:
             console()
-        assert re.search(message, str(caught.value.code) + capsys.readouterr().err)
+        assert re.match(f"headrouter-pl: .*{message}", str(caught.value.code))
 
 
 class TestCommands:

@@ -189,6 +189,11 @@ class TestBatches:
         data = module(validate=[RECORDS[0], replace(RECORDS[1], task="voice")], task="sound", batch_size=2)
         (batch,) = data.val_dataloader()
         assert batch["task_names"] == ["sound", "voice"]
+        choice = replace(RECORDS[0], options=("a cat", "a dog"), answer="B")
+        (trained,) = module(train=[choice], task="sound").read("train")
+        assert trained.answer == "a dog"  # as the same record of a list on disk
+        with pytest.raises(ConfigurationError, match="neither a letter nor one of the options"):
+            module(train=[replace(choice, answer="a wolf")], task="sound").train_dataloader()
         with pytest.raises(UnknownNameError, match="'soundd'"):
             module(task="soundd")
 

@@ -166,6 +166,25 @@ def test_letters_and_texts_of_options(task: str, answer: str, texts: Sequence[st
     assert wrong["score"] == 0
 
 
+@pytest.mark.parametrize(
+    ("task", "answer", "options", "target"),
+    [
+        ("choice", "C", ["C", "D", "E", "G"], "C"),  # of a record: the letter of "E"
+        ("choice", "B", ["B", "A"], "B"),
+        ("sound", "class 40", [f"class {number}" for number in range(50)], "class 40"),
+        ("sound", "something else", ["cat", "dog"], "something else"),
+    ],
+)
+def test_right_answers_are_read_once(task: str, answer: str, options: list[str], target: str) -> None:
+    (row,) = score_batch({"keys": ["a"], "answers": [answer], "options": [options]}, ["?"], TASKS[task])
+    assert row["target"] == target
+
+
+def test_tasks_that_are_none() -> None:
+    batch = {"keys": ["a"], "answers": ["dog"], "task_names": [None]}
+    assert score_batch(batch, ["dog"], TASKS["sound"])[0]["score"] == 100
+
+
 def test_a_task_in_the_place_of_one_here() -> None:
     """Samples that name it are read by it, as those that name none."""
     mine = replace(TASKS["sound"], parse=lambda text, options=(): text.split()[-1])
