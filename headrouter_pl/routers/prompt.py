@@ -29,6 +29,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from headrouter_pl import tensorfile
 from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.results import parse_json_lines
 from headrouter_pl.task_types import FAMILIES, TYPES
 
 DEFAULT_FAMILIES: Mapping[str, str] = {**TYPES, "acoustic": "acoustic"}
@@ -51,8 +52,7 @@ def shipped_prompts(*, heldout: bool = False) -> list[dict[str, str]]:
     """
     name = "prompts_heldout.jsonl" if heldout else "prompts.jsonl"
     text = resources.files("headrouter_pl.routers").joinpath(name).read_text(encoding="utf-8")
-    # Not splitlines(): it also breaks at U+2028 and the like, which JSON may leave unescaped inside a string.
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return parse_json_lines(text)
 
 
 class PromptRouter(ClassifierMixin, BaseEstimator):  # type: ignore[misc, unused-ignore]

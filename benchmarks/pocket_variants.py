@@ -1,0 +1,195 @@
+"""What each choice behind the pocket model's head weights does to its answers, one choice changed at a time.
+
+Each variant is calibrated on the Pocket benchmark's train split (`headrouter-pl calibrate`, whose settings it lists)
+and asked the questions of the validation split (`headrouter-pl compare`). A run that was stopped goes on.
+
+    python benchmarks/pocket_variants.py --output docs/data/pocket_variants.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from headrouter_pl.cli.calibrate import calibrate
+from headrouter_pl.cli.compare import compare
+from headrouter_pl.cli.tables import dump_figures, format_table
+from headrouter_pl.comparison import UNPRUNED
+from headrouter_pl.functional import select_tokens
+from headrouter_pl.results import write_text
+from headrouter_pl.scorers import HeadRouterScorer, ScoringInputs
+
+LENGTHS = [8, 15, 30, 60]
+ONE_PASS = {"method": "evidence", "fit": "signed", "layer": 3, "layers": [0, 1, 2], "smoothing": 4}
+SCOUT = {"method": "evidence", "fit": "signed", "layer": 2, "layers": [*range(8)], "pool": 4, "ridge": 0.1}
+DEEP = SCOUT | {"layers": [*range(22)], "rotary": True, "queries": "last"}
+
+# What is changed of each form, by name.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "one pass": {
+        "one pass": {},
+        "K = 2, two layers": {"layer": 2, "layers": [0, 1]},
+        "K = 5, five layers": {"layer": 5, "layers": [*range(5)]},
+        "the layer below K alone": {"layers": [2]},
+        "last query": {"queries": "last"},
+        "rotary": {"rotary": True},
+        "no smoothing": {"smoothing": 0},
+        "smoothing over a second": {"smoothing": 12},
+        "two families": {"types": {"semantic": "semantic", "acoustic": "acoustic"}},
+        "positive weights": {"fit": "positive"},
+        "weights by mass": {"fit": "mass"},
+        "weights by selectivity": {"method": "selectivity", "fit": None},
+        "weights by utility": {"method": "utility"},
+        "largest head, not the mean": {"scorer": "LargestHead"},
+        "half of it evenly over ten segments": {"scorer": "SegmentFloor"},
+        "of alike tokens one": {"scorer": "Unlike"},
+    },
+    "headrouter": {
+        "headrouter": {},
+        "four layers": {"layers": [*range(4)]},
+        "fifteen layers": {"layers": [*range(15)]},
+        "groups of two": {"pool": 2},
+        "groups of eight": {"pool": 8},
+        "last query, rotary": {"queries": "last", "rotary": True},
+        "smoothing, scout pass": {"smoothing": 4},
+    },
+    "headrouter deep": {
+        "headrouter deep": {},
+        "all queries, not rotary": {"queries": "prompt", "rotary": False},
+        "layers 15 to 21": {"layers": [*range(15, 22)]},
+        "smoothing, deep": {"smoothing": 4},
+    },
+}
+_FORMS: dict[str, dict[str, Any]] = {"one pass": ONE_PASS, "headrouter": SCOUT, "headrouter deep": DEEP}
+
+
+class LargestHead(HeadRouterScorer):
+    """A token by the one weighted head that looks at it most, instead of by the mean."""
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        """See :meth:`headrouter_pl.scorers.Scorer.score`."""
+        super().score(inputs)
+        assert inputs.attention is not None
+        assert inputs.head_weights is not None
+        return (inputs.attention * inputs.head_weights.clamp(min=0)[..., None]).amax(1)
+
+
+class SegmentFloor(HeadRouterScorer):
+    """Half of what is kept are the best tokens of ten segments of equal length, the rest the best of all."""
+
+    segments = 10
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        """See :meth:`headrouter_pl.scorers.Scorer.score`."""
+        importance = super().score(inputs)
+        steps = torch.arange(importance.shape[1], device=importance.device)
+        segment = steps * self.segments // inputs.audio_mask.sum(1, keepdim=True).clamp(min=1)
+        floors = inputs.counts // (2 * self.segments)
+        ahead = torch.zeros_like(inputs.audio_mask)
+        for i in range(self.segments):
+            ahead |= select_tokens(importance, inputs.audio_mask & (segment == i), floors)
+        return importance + ahead * (importance.amax(1, keepdim=True) - importance.amin(1, keepdim=True) + 1)
+
+
+class Unlike(HeadRouterScorer):
+    """Token by token: the most important one, less by how much its keys are those of one that was chosen before."""
+
+    reads_keys = True
+    penalty = 1.0  # standard deviations of importance for equal keys
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        """See :meth:`headrouter_pl.scorers.Scorer.score`."""
+        importance = super().score(inputs)
+        assert inputs.keys is not None
+        ranks = torch.zeros_like(importance)
+        for row in range(len(importance)):
+            there = inputs.audio_mask[row]
+            keys = inputs.keys[row, there]
+            likeness = F.normalize(keys - keys.mean(0), dim=-1)
+            value = importance[row, there]
+            value = (value - value.mean()) / value.std().clamp(min=1e-6)
+            closest = torch.zeros_like(value)
+            order = torch.zeros_like(value)
+            for turn in range(int(inputs.counts[row])):
+                best = int((value - self.penalty * closest).masked_fill(order > 0, -torch.inf).argmax())
+                order[best] = len(value) - turn
+                closest = torch.maximum(closest, likeness @ likeness[best])
+            ranks[row, there] = order
+        return ranks
+
+
+def main() -> None:
+    """Calibrates, compares, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--weights", default="shipped", help="as of `headrouter-pl compare`")
+    parser.add_argument("--keep_ratio", default=0.1, type=float)
+    parser.add_argument("--lengths", default=LENGTHS, type=int, nargs="+", help="seconds of the scenes asked about")
+    parser.add_argument("--max_scenes", type=int, help="of each length")
+    parser.add_argument("--calibrate_only", nargs="*", metavar="NAME", help="calibrate these, all if none, and stop")
+    parser.add_argument("--folder", default=Path("outputs/variants"), type=Path, help="profiles and answers")
+    parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
+    given = parser.parse_args()
+    methods = [
+        prepare(form, name, changes, given) for form, variants in VARIANTS.items() for name, changes in variants.items()
+    ]
+    if given.calibrate_only is not None:
+        return
+    figures = compare(
+        methods=methods, keep_ratios=[1.0, given.keep_ratio], tested=list(VARIANTS), weights=given.weights,
+        split="validation", lengths=given.lengths, max_scenes=given.max_scenes, dtype="float32",
+        details=str(given.folder / "answers.jsonl"), folder=str(given.folder),
+    )  # fmt: skip
+    figures["command"] = shlex.join(["python", "benchmarks/pocket_variants.py", *sys.argv[1:]])
+    rows = table(figures)
+    print(format_table(rows))
+    if given.output is not None:
+        kept = {name: figures[name] for name in ("command", "machine", "weights", "split", "questions")}
+        write_text(given.output, dump_figures(kept | {"keep_ratio": given.keep_ratio, "rows": rows}))
+
+
+def prepare(form: str, name: str, changes: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """Calibrates a variant, if that is not done yet, and says how ``compare`` runs it."""
+    settings = _FORMS[form] | changes
+    scorer = settings.pop("scorer", None)
+    path = given.folder / f"{(form if scorer else name).replace(' ', '_')}.safetensors"
+    wanted = not given.calibrate_only or name in given.calibrate_only
+    if not scorer and wanted and not path.exists():
+        calibrate(weights=given.weights, lengths=LENGTHS, dtype="float32", output=str(path), **settings)
+    return {
+        "name": name, "layer": settings["layer"], "profile": str(path),
+        "scorer": f"pocket_variants.{scorer}" if scorer else "headrouter",
+    }  # fmt: skip
+
+
+def table(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a variant: accuracy by type and in all, same answers, evidence kept, prefill time, and the difference."""
+    means = {(row["method"], row["type"]): row for row in figures["rows"] if row["task"] == "mean"}
+    tests = {(test["a"], test["b"]): test for test in figures["tests"] if test["type"] == "all"}
+    rows = []
+    for form, name in [("", UNPRUNED), *((form, name) for form, names in VARIANTS.items() for name in names)]:
+        whole = means[name, "all"]
+        test = tests.get((form, name))
+        rows.append({
+            "variant": name,
+            **{kind: f"{means[name, kind]['accuracy']:.3f}" for kind in ("semantic", "voice", "sound")},
+            "all": f"{whole['accuracy']:.3f}",
+            "same answers": f"{whole['agreement']:.3f}",
+            "evidence kept": f"{whole['evidence_recall']:.3f}",
+            "prefill": f"{whole['cost']:.2f}",
+            "same answers, less the form's": "" if test is None else (
+                f"{-test['agreement_difference']:+.3f} "
+                f"[{-test['agreement_ci95'][1]:+.3f}, {-test['agreement_ci95'][0]:+.3f}]"
+            ),
+        })  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    main()
