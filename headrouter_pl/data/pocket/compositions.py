@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import cycle
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from headrouter_pl.data.pocket.windows import (
     FRAMES_PER_SECOND,
     WINDOW_SECONDS,
     EncodedWindows,
-    draw_scene_window,
     draw_sparse_window,
 )
 
@@ -52,8 +50,6 @@ class WindowPool(Sequence[np.ndarray]):
         self.places = [(kind, i) for kind in kinds for i in range(len(kind))]
         self.scenes = [scene for kind in kinds for scene in kind.scenes]
         self.sparse = [number for number, (kind, _) in enumerate(self.places) if kind.draw is draw_sparse_window]
-        self.short = [number for number, (kind, _) in enumerate(self.places) if kind.draw is draw_scene_window]
-        self.full = sorted({*range(len(self.places))} - {*self.short})
         self.pools = kinds[0].pools
         self.library = self.pools.library
 
@@ -70,25 +66,11 @@ class WindowPool(Sequence[np.ndarray]):
         return join([self.scenes[window].part(first / rate, last / rate) for window, first, last in parts])
 
     def whole(self, rng: np.random.Generator, most: int) -> list[Part]:
-        """One to ``most`` full windows, half of the time sparse ones alone, whichever there are more of."""
+        """One to ``most`` whole windows, half of the time sparse ones alone, whichever there are more of."""
         count = int(rng.integers(1, most + 1))
         sparse = len(self.sparse) >= count and rng.random() < 0.5
-        chosen = rng.choice(self.sparse if sparse else self.full, count, replace=False).tolist()
-        return [self._whole(window) for window in chosen]
-
-    def short_scenes(self, rng: np.random.Generator) -> Iterator[list[Part]]:
-        """Each scene that is shorter than its window, all of them in an order of chance, again and again.
-
-        Raises:
-            ValueError: If there are none.
-        """
-        if not self.short:
-            raise ValueError("There are no scene windows.")
-        for window in cycle(rng.permutation(self.short).tolist()):
-            yield [self._whole(window)]
-
-    def _whole(self, window: int) -> Part:
-        return window, 0, round(self.scenes[window].seconds * FRAMES_PER_SECOND)
+        chosen = rng.choice(self.sparse if sparse else len(self), count, replace=False).tolist()
+        return [(window, 0, round(WINDOW_SECONDS * FRAMES_PER_SECOND)) for window in chosen]
 
     def spread(
         self, rng: np.random.Generator, count: int, seconds: float, heard: float = 1.0

@@ -24,7 +24,6 @@ from headrouter_pl.data.pocket.scenes import Scene
 from headrouter_pl.data.pocket.windows import (
     EncodedWindows,
     draw_phrase_window,
-    draw_scene_window,
     draw_sentence_window,
     draw_sparse_window,
     draw_varied_window,
@@ -48,7 +47,6 @@ class Stage:
         samples: Number of audios.
         events: Fewest and most recordings in an audio, each cut closely from any window; ignored with ``windows``.
         windows: Whole windows in an audio, at most; 0 for parts of windows.
-        scenes: Whether an audio is a scene window, from first to last; the settings of other audios are ignored then.
         seconds: Shortest and longest audio, with the recordings at random places in quiet speech and noise; ``pauses``
             and ``windows`` are ignored with it.
         heard: With ``seconds``, share of the quiet that is in the audio; the positions of the rest are skipped.
@@ -61,7 +59,6 @@ class Stage:
     samples: int
     events: tuple[int, int] = (1, 3)
     windows: int = 0
-    scenes: bool = False
     seconds: tuple[float, float] | None = None
     heard: float = 1.0
     questions: int = 6
@@ -147,7 +144,6 @@ class PocketDataModule(L.LightningDataModule):
         sparse_windows: Further ones with few clips, for whole windows only.
         phrase_windows: Further ones with phrases that synthetic voices say.
         sentence_windows: Further ones with sentences to transcribe.
-        scene_windows: Further ones that hold a scene of 6 to 30 s each, and silence behind it.
         validation_windows: Number to validate on, of clips held out.
         max_tokens: Tokens in a batch, padding included.
         noise: Of the training audios' encoder outputs, in standard deviations of each channel.
@@ -165,7 +161,6 @@ class PocketDataModule(L.LightningDataModule):
         sparse_windows: int = 300,
         phrase_windows: int = 150,
         sentence_windows: int = 500,
-        scene_windows: int = 0,
         validation_windows: int = 100,
         max_tokens: int = 1100,
         noise: float = 0.0,
@@ -182,7 +177,6 @@ class PocketDataModule(L.LightningDataModule):
                 draw_sparse_window: sparse_windows,
                 draw_phrase_window: phrase_windows,
                 draw_sentence_window: sentence_windows,
-                draw_scene_window: scene_windows,
             },
             "validation": {draw_window: validation_windows},
         }
@@ -280,9 +274,8 @@ class PocketDataModule(L.LightningDataModule):
         vocabulary = Vocabulary(self.library).with_lines(windows.pools.of_role("room"))
         used: Counter[tuple[str, str]] = Counter()
         plans: list[_Plan] = []
-        audios = _draw_audios(windows, stage, rng)
         while len(plans) < stage.samples:
-            parts, places = next(audios)
+            parts, places = _draw_parts(windows, stage, rng)
             scene = windows.scene(parts)
             asked = _choose(ask(scene, vocabulary, rng, choices=stage.choices), stage.questions, rng, used)
             questions = [(question.prompt, question.answer) for question in asked]
@@ -295,21 +288,16 @@ class PocketDataModule(L.LightningDataModule):
         return plans
 
 
-def _draw_audios(windows: WindowPool, stage: Stage, rng: np.random.Generator) -> Iterator[tuple[list[Part], list[int]]]:
-    """The parts of an audio of a stage, and the frame at which each begins; one audio after another, without end."""
-    scenes = windows.short_scenes(rng) if stage.scenes else None
-    while True:
-        if scenes is not None:
-            parts = next(scenes)
-        elif stage.windows and stage.seconds is None:
-            parts = windows.whole(rng, stage.windows)
-        else:
-            count = int(rng.integers(stage.events[0], stage.events[1] + 1))
-            if stage.seconds is not None:
-                yield windows.spread(rng, count, float(rng.uniform(*stage.seconds)), stage.heard)
-                continue
-            parts = windows.composed(rng, count, stage.pauses)
-        yield parts, [0, *np.cumsum([last - first for _, first, last in parts])[:-1].tolist()]
+def _draw_parts(windows: WindowPool, stage: Stage, rng: np.random.Generator) -> tuple[list[Part], list[int]]:
+    """Parts of an audio of a stage, and the frame at which each begins."""
+    if stage.windows and stage.seconds is None:
+        parts = windows.whole(rng, stage.windows)
+    else:
+        count = int(rng.integers(stage.events[0], stage.events[1] + 1))
+        if stage.seconds is not None:
+            return windows.spread(rng, count, float(rng.uniform(*stage.seconds)), stage.heard)
+        parts = windows.composed(rng, count, stage.pauses)
+    return parts, [0, *np.cumsum([last - first for _, first, last in parts])[:-1].tolist()]
 
 
 def _choose(

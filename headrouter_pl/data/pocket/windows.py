@@ -48,7 +48,6 @@ ROLE_WEIGHTS: Mapping[str, float] = {
 _POWER = {"prompt": 0.5, "room": 1.0, "item": 1.0}
 """For `Pools.draw`: of these roles, what has hundreds of recordings is heard more than what has ten."""
 
-_FRAMES = round(WINDOW_SECONDS * FRAMES_PER_SECOND)
 _SHARD = 25  # windows in one file: a stop loses less than ten seconds of encoding
 _RECIPE = 2  # encoded in float32
 
@@ -116,31 +115,6 @@ def draw_sparse_window(rng: np.random.Generator, pools: Pools) -> Scene:
     return lay_out(rng, pools.library, clips, WINDOW_SECONDS, murmurs=pools.murmurs, backgrounds=pools.backgrounds)
 
 
-def draw_scene_window(rng: np.random.Generator, pools: Pools) -> Scene:
-    """A scene of 6 to 30 s with two to six clips, one of them a sound at most, as the benchmark's short scenes are.
-
-    The encoder hears silence behind it, up to the end of its window.
-    """
-    seconds = round(float(np.exp(rng.uniform(*np.log((6.0, WINDOW_SECONDS))))) * FRAMES_PER_SECOND) / FRAMES_PER_SECOND
-    names = [name for name in ROLE_WEIGHTS if name in pools.roles]
-    shares = np.array([ROLE_WEIGHTS[name] for name in names])
-    count = int(rng.integers(2, 5 + (seconds > 12) + (seconds > 22)))
-    clips: list[int] = []
-    free = 0.93 * seconds
-    while len(clips) < count:
-        clip = _draw(rng, pools, str(rng.choice(names, p=shares / shares.sum())), min(0.4 * seconds, free))
-        if clip is None:
-            if clips and free < 1:
-                break
-            continue
-        sounds = [pools.library.clips[i].kind == "sound" for i in (*clips, clip)]
-        if sounds[-1] and sum(sounds) > 1:
-            continue
-        clips.append(clip)
-        free -= pools.library.seconds(clip)
-    return lay_out(rng, pools.library, clips, seconds, backgrounds=pools.backgrounds)
-
-
 def heard_in(scene: Scene, library: ClipLibrary) -> Iterator[tuple[int, int, str, dict[str, str]]]:
     """Of each recording in a window: its first and last frame (end exclusive), what is said, and its labels.
 
@@ -148,7 +122,7 @@ def heard_in(scene: Scene, library: ClipLibrary) -> Iterator[tuple[int, int, str
     """
     for event in scene.events:
         clip = heard(library, event)
-        last = min(int(np.ceil(event.end * FRAMES_PER_SECOND)), _FRAMES)
+        last = min(int(np.ceil(event.end * FRAMES_PER_SECOND)), round(WINDOW_SECONDS * FRAMES_PER_SECOND))
         text = "" if library.cut[event.clip] else spoken_text(clip)
         yield int(event.start * FRAMES_PER_SECOND), last, text, labels_of(clip)
 
@@ -215,7 +189,7 @@ class EncodedWindows(Sequence[np.ndarray]):
         return paths
 
     def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
-        """float16 ``[750, 512]``: the encoder's output for one window; zero behind a scene that ends earlier."""
+        """float16 ``[750, 512]``: the encoder's output for one window."""
         if not -self.size <= index < self.size:
             raise IndexError(index)
         index %= self.size
@@ -238,6 +212,5 @@ class EncodedWindows(Sequence[np.ndarray]):
         for number in tqdm(missing, desc="windows", unit=f"{_SHARD} windows", disable=not progress):
             scenes = self._drawn[number * _SHARD : (number + 1) * _SHARD]
             rows = [encode_audio(model, processor, render(scene, self.pools.library)) for scene in scenes]
-            rows = [np.pad(row, ((0, _FRAMES - len(row)), (0, 0))) for row in rows]  # of scenes that end earlier
             with replacing(self._paths[number]) as scratch, open(scratch, "wb") as out:
                 np.save(out, np.stack(rows), allow_pickle=False)

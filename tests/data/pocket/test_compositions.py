@@ -11,13 +11,7 @@ from headrouter_pl.data.pocket.compositions import WindowPool
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.pools import Pools
 from headrouter_pl.data.pocket.questions import role_of
-from headrouter_pl.data.pocket.windows import (
-    FRAMES_PER_SECOND,
-    EncodedWindows,
-    draw_scene_window,
-    draw_sparse_window,
-    draw_window,
-)
+from headrouter_pl.data.pocket.windows import FRAMES_PER_SECOND, EncodedWindows, draw_sparse_window, draw_window
 
 FRAMES = 750
 
@@ -116,24 +110,3 @@ def test_whole_windows(pool: WindowPool) -> None:
     assert {len(parts) for parts in drawn} == {1, 2}
     assert all(part[1:] == (0, FRAMES) for parts in drawn for part in parts)
     assert sum(all(window in pool.sparse for window, _, _ in parts) for parts in drawn) > 20
-
-
-def test_short_scenes_come_whole_and_by_turns(tones_library: ClipLibrary, tmp_path: Path) -> None:
-    pools = Pools.of(tones_library, "train")
-    pool = WindowPool([EncodedWindows(pools, 5, 0, tmp_path, draw) for draw in (draw_window, draw_scene_window)])
-    drawn = pool.short_scenes(np.random.default_rng(0))
-    (first,), *others = [next(drawn) for _ in range(10)]
-    assert sorted([first[0], *(window for ((window, _, _),) in others)]) == sorted(2 * pool.short)
-    for number in pool.short:
-        scene = pool.scenes[number]
-        assert 6 <= scene.seconds <= 30
-        assert scene.seconds * FRAMES_PER_SECOND == pytest.approx(round(scene.seconds * FRAMES_PER_SECOND))
-        assert pool.scene([(number, 0, round(scene.seconds * FRAMES_PER_SECOND))]).events == scene.events
-        heard = [pool.library.clips[event.clip] for event in scene.events]
-        assert len(heard) >= 2
-        assert sum(clip.kind == "sound" for clip in heard) <= 1
-
-
-def test_short_scenes_need_scene_windows(pool: WindowPool) -> None:
-    with pytest.raises(ValueError, match="no scene windows"):
-        next(pool.short_scenes(np.random.default_rng(0)))

@@ -58,7 +58,6 @@ def data(tones_library: ClipLibrary, tmp_path: Path) -> PocketDataModule:
         sparse_windows=2,
         phrase_windows=2,
         sentence_windows=2,
-        scene_windows=3,
         validation_windows=3,
         max_tokens=1600,
         cache=str(tmp_path),
@@ -136,18 +135,6 @@ def test_plans_are_what_the_stage_says(data: PocketDataModule) -> None:
         assert 1 <= len(plan.parts) <= 2
         assert all(part[1:] == (0, FRAMES) for part in plan.parts)
         assert 1 <= len(plan.questions) <= 8
-
-
-def test_scenes_are_heard_whole_and_all_of_them(data: PocketDataModule) -> None:
-    windows = data._windows("train")
-    plans = data._plan(windows, Stage(6, scenes=True, questions=8), [0, 4])
-    assert Counter(window for plan in plans for window, _, _ in plan.parts) == dict.fromkeys(windows.short, 2)
-    for plan in plans:
-        ((window, first, last),) = plan.parts
-        assert (first, last) == (0, round(25 * windows.scenes[window].seconds))
-        assert last < FRAMES
-        assert plan.questions
-    assert len(windows.short) == 3
 
 
 def test_wrong_lines_are_of_the_same_split(data: PocketDataModule) -> None:
