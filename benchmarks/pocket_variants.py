@@ -132,15 +132,14 @@ def main() -> None:
     parser.add_argument("--keep_ratio", default=0.1, type=float)
     parser.add_argument("--lengths", default=LENGTHS, type=int, nargs="+", help="seconds of the scenes asked about")
     parser.add_argument("--max_scenes", type=int, help="of each length")
-    parser.add_argument("--calibrate_only", nargs="*", metavar="NAME", help="calibrate these, all if none, and stop")
-    parser.add_argument("--folder", default=Path("outputs/variants"), type=Path, help="profiles and answers")
+    parser.add_argument(
+        "--folder", default=Path("outputs/variants"), type=Path, help="profiles and answers, of these weights"
+    )
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args()
     methods = [
         prepare(form, name, changes, given) for form, variants in VARIANTS.items() for name, changes in variants.items()
     ]
-    if given.calibrate_only is not None:
-        return
     figures = compare(
         methods=methods, keep_ratios=[1.0, given.keep_ratio], tested=list(VARIANTS), weights=given.weights,
         split="validation", lengths=given.lengths, max_scenes=given.max_scenes, dtype="float32",
@@ -159,8 +158,7 @@ def prepare(form: str, name: str, changes: dict[str, Any], given: argparse.Names
     settings = _FORMS[form] | changes
     scorer = settings.pop("scorer", None)
     path = given.folder / f"{(form if scorer else name).replace(' ', '_')}.safetensors"
-    wanted = not given.calibrate_only or name in given.calibrate_only
-    if not scorer and wanted and not path.exists():
+    if not scorer and not path.exists():
         calibrate(weights=given.weights, lengths=LENGTHS, dtype="float32", output=str(path), **settings)
     return {
         "name": name, "layer": settings["layer"], "profile": str(path),
