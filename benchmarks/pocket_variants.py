@@ -27,8 +27,9 @@ from headrouter_pl.results import write_text
 from headrouter_pl.scorers import HeadRouterScorer, ScoringInputs
 
 LENGTHS = [8, 15, 30, 60]
-ONE_PASS = {"method": "evidence", "fit": "signed", "layer": 3, "layers": [0, 1, 2], "smoothing": 4}
-SCOUT = {"method": "evidence", "fit": "signed", "layer": 2, "layers": [*range(8)], "pool": 4, "ridge": 0.1}
+EVIDENCE = {"method": "evidence", "fit": "signed", "lengths": LENGTHS}
+ONE_PASS = EVIDENCE | {"layer": 3, "layers": [0, 1, 2], "smoothing": 4}
+SCOUT = EVIDENCE | {"layer": 2, "layers": [*range(8)], "pool": 4, "ridge": 0.1}
 DEEP = SCOUT | {"layers": [*range(22)], "rotary": True, "queries": "last"}
 
 # What is changed of each form, by name.
@@ -46,7 +47,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "positive weights": {"fit": "positive"},
         "weights by mass": {"fit": "mass"},
         "weights by selectivity": {"method": "selectivity", "fit": None},
-        "weights by utility": {"method": "utility"},
+        # Of short audio alone: it runs the model for each stretch of audio that is left out.
+        "weights by utility": {"method": "utility", "lengths": [8, 15]},
         "largest head, not the mean": {"scorer": "LargestHead"},
         "half of it evenly over ten segments": {"scorer": "SegmentFloor"},
         "of alike tokens one": {"scorer": "Unlike"},
@@ -159,7 +161,7 @@ def prepare(form: str, name: str, changes: dict[str, Any], given: argparse.Names
     scorer = settings.pop("scorer", None)
     path = given.folder / f"{(form if scorer else name).replace(' ', '_')}.safetensors"
     if not scorer and not path.exists():
-        calibrate(weights=given.weights, lengths=LENGTHS, dtype="float32", output=str(path), **settings)
+        calibrate(weights=given.weights, dtype="float32", output=str(path), **settings)
     return {
         "name": name, "layer": settings["layer"], "profile": str(path),
         "scorer": f"pocket_variants.{scorer}" if scorer else "headrouter",

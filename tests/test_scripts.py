@@ -1,0 +1,50 @@
+"""Shell scripts do what their first lines say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" >> asked
+case "$*" in
+  *pocket_scenes.yaml*) run=pocket_scenes ;;
+  *pocket_lora.yaml*) run=pocket ;;
+  *) run=pocket_encoder ;;
+esac
+mkdir -p outputs/$run/checkpoints outputs/$run/adapter
+[ "$run" != "$STOPPED" ] || { touch outputs/$run/checkpoints/last.ckpt; exit 1; }
+touch outputs/$run/adapter/adapter_config.json
+"""
+
+
+def train_pocket(folder: Path, stopped: str = "") -> tuple[int, list[str]]:
+    """The script's exit status, and what it asks of ``headrouter-pl``, a stand-in that can be stopped in a run."""
+    (folder / "headrouter-pl").write_text(STAND_IN, encoding="utf-8")
+    (folder / "headrouter-pl").chmod(0o755)
+    (folder / "asked").write_text("", encoding="utf-8")
+    done = subprocess.run(
+        [SCRIPTS / "train_pocket.sh", "--trainer.devices", "2"],
+        cwd=folder,
+        env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "STOPPED": stopped},
+        check=False,
+    )
+    return done.returncode, (folder / "asked").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_pocket_models_training_goes_on_where_it_was(tmp_path: Path) -> None:
+    encoder = "fit --config configs/pocket_encoder.yaml --trainer.devices 2"
+    decoder = "fit --config configs/pocket_lora.yaml"
+    scenes = "fit --config configs/pocket_lora.yaml --config configs/pocket_scenes.yaml --trainer.devices 2"
+    assert train_pocket(tmp_path, stopped="pocket") == (1, [encoder, f"{decoder} --trainer.devices 2"])
+    resumed = f"{decoder} --ckpt_path outputs/pocket/checkpoints/last.ckpt --trainer.devices 2"
+    assert train_pocket(tmp_path) == (0, [resumed, scenes])
+    assert train_pocket(tmp_path) == (0, [])
+
+
+def test_the_pocket_models_training_stops_with_a_run_that_fails(tmp_path: Path) -> None:
+    status, asked = train_pocket(tmp_path, stopped="pocket_encoder")
+    assert status == 1
+    assert len(asked) == 1
