@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import compare_peers
+import pocket_variants
 import profile_prefill
 import pytest
 
@@ -15,6 +16,7 @@ from headrouter_pl.cli.benchmark_report import page as benchmark_page
 from headrouter_pl.cli.compare_report import _main_tables, page
 from headrouter_pl.cli.evaluate import card
 from headrouter_pl.cli.tables import format_table
+from headrouter_pl.comparison import UNPRUNED
 from headrouter_pl.data.audiomarathon import LAYOUTS
 from headrouter_pl.tasks import TASKS
 
@@ -120,6 +122,17 @@ def test_the_results_page_shows_the_controls() -> None:
     for test in figures["tests"]:
         if test["a"] == "one pass, true type" and test["b"] == "one pass, swapped":
             assert says(part, f"{test['difference']:+.3f}".replace("0.", ".", 1))
+
+
+def test_the_results_page_shows_what_was_tried() -> None:
+    figures = json.loads((DOCS / "data" / "pocket_variants.json").read_text(encoding="utf-8"))
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    part = text[text.index("## What was tried") :].partition("\n## ")[0]
+    assert says(part, figures["command"])
+    assert says(part, f"{figures['questions']} questions")
+    assert says(part, format_table(figures["rows"]))
+    names = [name for variants in pocket_variants.VARIANTS.values() for name in variants]
+    assert [row["variant"] for row in figures["rows"]] == [UNPRUNED, *names]
 
 
 def test_the_results_page_shows_long_audio() -> None:
