@@ -1,0 +1,75 @@
+"""The scorers that benchmarks/pocket_variants.py tries, against plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pocket_variants import LargestHead, SegmentFloor, Unlike
+from torch import Tensor
+
+from headrouter_pl.functional import select_tokens
+from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.scorers import HeadRouterScorer, ScoringInputs
+
+SEEN, COUNTS = (40, 25), (10, 6)
+
+
+@pytest.fixture
+def profile() -> HeadProfile:
+    weights = torch.tensor([[0.7, -0.2, 0.5]])
+    return HeadProfile("three heads", types=("semantic",), families=("semantic",), weights=weights, features="log")
+
+
+def batch() -> ScoringInputs:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(max(SEEN)) < torch.tensor(SEEN)[:, None]
+    attention = torch.rand(len(SEEN), 3, max(SEEN), generator=generator) * mask[:, None]
+    keys = torch.randn(len(SEEN), max(SEEN), 4, generator=generator) * mask[..., None]
+    return ScoringInputs(mask, torch.tensor(COUNTS), attention / attention.sum(-1, keepdim=True), keys=keys)
+
+
+def kept(scores: Tensor, inputs: ScoringInputs) -> list[set[int]]:
+    chosen = select_tokens(scores, inputs.audio_mask, inputs.counts)
+    return [set(row.nonzero().flatten().tolist()) for row in chosen]
+
+
+def test_the_largest_head_decides(profile: HeadProfile) -> None:
+    inputs = batch()
+    scores = LargestHead(profile, router="uniform").score(inputs)
+    assert inputs.attention is not None
+    for row, seen in enumerate(SEEN):
+        for i in range(seen):
+            first, _, third = inputs.attention[row, :, i].tolist()
+            assert scores[row, i].item() == pytest.approx(max(0.7 * first, 0.5 * third))
+
+
+def test_each_segment_keeps_its_best(profile: HeadProfile) -> None:
+    inputs = batch()
+    inputs.counts = torch.tensor([20, 20])  # one token of each of ten segments, and ten more
+    importance = HeadRouterScorer(profile, router="uniform").score(inputs)
+    chosen = kept(SegmentFloor(profile, router="uniform").score(inputs), inputs)
+    for row, seen in enumerate(SEEN):
+        ranked = sorted(range(seen), key=lambda i: -importance[row, i].item())
+        best = {max((i for i in range(seen) if i * 10 // seen == s), key=ranked[::-1].index) for s in range(10)}
+        assert chosen[row] == best | set([i for i in ranked if i not in best][: 20 - len(best)])
+
+
+def test_of_alike_tokens_one(profile: HeadProfile) -> None:
+    inputs = batch()
+    importance = HeadRouterScorer(profile, router="uniform").score(inputs)
+    chosen = kept(Unlike(profile, router="uniform").score(inputs), inputs)
+    assert inputs.keys is not None
+    for row, (seen, count) in enumerate(zip(SEEN, COUNTS, strict=True)):
+        keys = inputs.keys[row, :seen] - inputs.keys[row, :seen].mean(0)
+        cosine = torch.nn.functional.cosine_similarity(keys[:, None], keys[None], dim=-1)
+        value = importance[row, :seen]
+        value = (value - value.mean()) / value.std()
+        taken: list[int] = []
+        while len(taken) < count:
+            worth = {
+                i: value[i].item() - max([0.0, *(cosine[i, j].item() for j in taken)])
+                for i in range(seen)
+                if i not in taken
+            }
+            taken.append(max(worth, key=lambda i: worth[i]))
+        assert chosen[row] == set(taken)
