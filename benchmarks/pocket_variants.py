@@ -47,6 +47,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "positive weights": {"fit": "positive"},
         "weights by mass": {"fit": "mass"},
         "weights by selectivity": {"method": "selectivity", "fit": None},
+        # Of short audio alone: it runs the model for each stretch of audio that is left out.
+        "weights by utility": {"method": "utility", "lengths": [8, 15]},
         "largest head, not the mean": {"scorer": "LargestHead"},
         "half of it evenly over ten segments": {"scorer": "SegmentFloor"},
         "of alike tokens one": {"scorer": "Unlike"},
