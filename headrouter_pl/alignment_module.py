@@ -73,7 +73,7 @@ class AlignmentModule(LALMModule):
             self.log(f"train/{name}", float(np.mean(values)), batch_size=len(values))
         return loss
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs ``val/ctc``, in nats a token, and ``val/ATTRIBUTE``: how often the right label is the likeliest."""
         _, figures = self._align(batch, np.random.default_rng(0), augment=False)
         for name, values in figures.items():

@@ -199,13 +199,14 @@ class LALMModule(L.LightningModule):
         with answer_logits(self.model, inputs["labels"]) as (following, _):
             return self.model(**inputs, use_cache=False, shift_labels=following)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]] | None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]] | None:
         """Generates and scores answers; returns them as ``texts``, and as ``samples`` the rows of ``score_batch``.
 
-        At the end of the epoch ``val/TASK`` is logged for each task, and ``val/average``, the mean of their scores
-        (100 at best, see :func:`headrouter_pl.tasks.scoring.summarize`), if they are several. Packed batches, of
-        several questions an audio, are scored without generating: an answer is right if each of its tokens is the
-        likeliest after those before it, as greedy generation would have it. Logged as ``val/TASK``, with ``val/loss``.
+        At the end of the epoch ``val/TASK`` is logged for each task, over the samples of all dataloaders, and
+        ``val/average``, the mean of their scores (100 at best, see :func:`headrouter_pl.tasks.scoring.summarize`), if
+        they are several. Packed batches, of several questions an audio, are scored without generating: an answer is
+        right if each of its tokens is the likeliest after those before it, as greedy generation would have it. Logged
+        as ``val/TASK``, with ``val/loss``.
         """
         if "tasks" not in batch:
             return self._evaluate(batch, "val")
@@ -217,11 +218,11 @@ class LALMModule(L.LightningModule):
         self.packed.update(batch["keys"], float(output.loss), batch["tasks"], right)
         return None
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Any]]:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[Any]]:
         """Generates and scores answers, as :meth:`validation_step` does."""
         return self._evaluate(batch, "test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str | None]]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str | None]]:
         """Generates answers: one record per sample, with ``key``, ``text`` and the parsed ``answer``."""
         texts = self._answers(batch)
         answers = parse_batch(batch, texts, self.task)
@@ -468,7 +469,8 @@ class LALMModule(L.LightningModule):
 
 def _to_weights(projector: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:  # a lambda could not be pickled
     """Casts the encoder's outputs as the projector is: float32, or what the trainer's precision made of it."""
-    return (args[0].to(next(projector.parameters()).dtype), *args[1:])
+    dtype = next(projector.parameters()).dtype
+    return tuple(arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
 
 
 def _answered_exactly(logits: Tensor, labels: Tensor) -> Tensor:

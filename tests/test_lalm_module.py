@@ -97,6 +97,17 @@ class TestEvaluation:
         (result,) = getattr(trainer(), stage)(make(), loader(data(answers)), verbose=False)
         assert result == {f"{name}/transcription": pytest.approx(1 / (3 * WORDS))}
 
+    def test_scores_are_over_all_dataloaders(self) -> None:
+        answers = texts()
+        answers[1][0] += " more"
+        loaders = [loader([batch]) for batch in data(answers)]
+        results = trainer().validate(make(task="question"), loaders, verbose=False)
+        assert {name: value for result in results for name, value in result.items()} == {
+            "val/question": pytest.approx(2 / 3)
+        }
+        found = trainer().predict(make(task="question"), [loader([batch]) for batch in data()])
+        assert [[record["text"] for record in batches[0]] for batches in found] == texts()  # type: ignore[union-attr, index]
+
     def test_accuracy_of_known_answers(self) -> None:
         answers = texts()
         answers[0][0] = answers[0][0].upper() + "."

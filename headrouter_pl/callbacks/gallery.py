@@ -95,8 +95,9 @@ class HeadRouterGallery(StageCallback):
     @override
     def _on_epoch_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self._gallery = None
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
+        # On all processes: if one alone raised, the others would wait for it.
         if is_sharded(trainer):
             raise ConfigurationError(
                 f"HeadRouterGallery asks in process zero alone, which {type(trainer.strategy).__name__} cannot do: the "
@@ -107,6 +108,8 @@ class HeadRouterGallery(StageCallback):
                 f"HeadRouterGallery needs a module with answer(inputs), as LALMModule has; {type(module).__name__} has "
                 "none."
             )
+        if not trainer.is_global_zero:
+            return
         check_output(self.path)
         data: Any = getattr(trainer, "datamodule", None)
         self._records = iter(data.read(stage)) if hasattr(data, "read") else None

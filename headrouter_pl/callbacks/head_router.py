@@ -48,8 +48,9 @@ class HeadRouterCallback(StageCallback):
     ``"validate"``; training steps are pruned with ``"fit"`` among the stages.
 
     Logged in the validation and test loops: ``headrouter/samples``, ``headrouter/audio_tokens_seen``,
-    ``headrouter/audio_tokens_kept``, ``headrouter/kv_bytes_held`` and ``headrouter/kv_bytes_saved`` (sums over batches
-    and processes), ``headrouter/keep_ratio`` and ``headrouter/flops_ratio`` (over all tokens and FLOPs) and
+    ``headrouter/audio_tokens_kept``, ``headrouter/kv_bytes_held`` and ``headrouter/kv_bytes_saved`` (sums over the
+    rows of all prefills, in all batches and processes: a beam counts as a sample, and so does each step of generation
+    without a cache), ``headrouter/keep_ratio`` and ``headrouter/flops_ratio`` (over all tokens and FLOPs) and
     ``headrouter/p_semantic`` (mean over samples). :attr:`totals` has the sums of every stage.
 
     Args:

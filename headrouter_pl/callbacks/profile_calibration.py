@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from headrouter_pl.calibration import ProfileCalibrator, append_answers, check_settings
-from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, sum_over_processes
+from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, is_sharded, sum_over_processes
 from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.profiles import TYPES, HeadProfile
@@ -88,6 +88,12 @@ class ProfileCalibration(StageCallback):
     @override
     def _on_stage_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
+            if is_sharded(trainer):
+                raise ConfigurationError(
+                    "ProfileCalibration runs parts of the model, and more or fewer of them for each batch: under "
+                    f"{type(trainer.strategy).__name__} the processes, which hold a part of the weights each, would "
+                    "wait for each other. Run it with DDP, or in one process."
+                )
             if find_pruners(trainer, stage):
                 raise ConfigurationError(
                     f"ProfileCalibration measures the whole model, and a HeadRouterCallback prunes {stage}. Calibrate "

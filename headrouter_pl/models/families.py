@@ -149,13 +149,17 @@ class LalmHandle:
 
     def is_sliding(self, layer: int) -> bool:
         """Whether the layer attends within a sliding window only."""
-        attention = self.attention(layer)
-        sliding = getattr(attention, "is_sliding", None)
-        return bool(sliding) if sliding is not None else getattr(attention, "sliding_window", None) is not None
+        return self.window(layer) is not None
 
     def window(self, layer: int) -> int | None:
         """Width of the layer's sliding window, in tokens; None where it attends to all."""
-        return int(self.attention(layer).sliding_window) if self.is_sliding(layer) else None
+        attention = self.attention(layer)
+        if getattr(attention, "is_sliding", None) is False:
+            return None
+        # Of Mistral and Phi the config alone says it; where the module says it, what the config says may be unused.
+        source = attention if hasattr(attention, "sliding_window") else getattr(attention, "config", None)
+        window = getattr(source, "sliding_window", None)
+        return None if window is None else int(window)
 
     @property
     def lowest_layer(self) -> int:

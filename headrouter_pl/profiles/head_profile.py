@@ -238,7 +238,7 @@ class HeadProfile:
             return weights / weights.sum(1, keepdim=True)
         if self.weights is None:
             return torch.full_like(selectivity, 1 / selectivity.shape[1])
-        return probabilities @ self.weights.to(probabilities)
+        return probabilities @ self.weights.to(probabilities, non_blocking=True)
 
 
 SHIPPED: dict[str, HeadProfile] = {

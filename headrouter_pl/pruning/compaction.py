@@ -44,7 +44,7 @@ class Rows:
         fillers = length - counts
         valid = None
         if bool(fillers.any()):
-            valid = (torch.arange(length, device=counts.device) >= fillers[:, None]).to(keep.device)
+            valid = (torch.arange(length, device=counts.device) >= fillers[:, None]).to(keep.device, non_blocking=True)
         return cls(order[:, -length:], valid)
 
     def gather(self, states: Tensor) -> Tensor:

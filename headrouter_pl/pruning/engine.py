@@ -355,7 +355,11 @@ class PruningEngine:
             self.report.prefills.append(record)
             return None
         device = hidden.device
-        inputs = ScoringInputs(layout.audio_valid.to(device), counts.to(device), prompts=forward.prompts)
+        inputs = ScoringInputs(
+            layout.audio_valid.to(device, non_blocking=True),
+            counts.to(device, non_blocking=True),
+            prompts=forward.prompts,
+        )
         # Autocast would round scores to half precision, and tie tokens that differ.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             inputs.keys = _on(device, self.prober.keys(forward))
@@ -370,13 +374,17 @@ class PruningEngine:
                     f"audio token, {list(layout.audio_index.shape)}."
                 )
             # Not a number is no reason to keep a token; and no score stands above one whose output is read.
-            ranked = importance.float().nan_to_num(nan=-torch.inf).masked_fill(layout.required.to(device), torch.inf)
+            ranked = (
+                importance.float()
+                .nan_to_num(nan=-torch.inf)
+                .masked_fill(layout.required.to(device, non_blocking=True), torch.inf)
+            )
             kept = select_tokens(ranked, inputs.audio_mask, inputs.counts)
-            audio_index = layout.audio_index.to(device)
-            keep = (layout.valid & ~layout.audio_mask).to(device)
+            audio_index = layout.audio_index.to(device, non_blocking=True)
+            keep = (layout.valid & ~layout.audio_mask).to(device, non_blocking=True)
             keep = keep.scatter(1, audio_index, kept | keep.gather(1, audio_index))
             totals = layout.valid.sum(1) - layout.seen + counts
-            rows = Rows.choose(keep, layout.valid.to(device), totals)
+            rows = Rows.choose(keep, layout.valid.to(device, non_blocking=True), totals)
         self.report.prefills.append(record)
         record.kept, record.importance, record.rows_kept = kept, importance, int(totals.max())
         record.scout_layers, record.scout_rows = forward.scouted
@@ -424,18 +432,23 @@ def _unpadded(mask: Any, length: int, past: int) -> Tensor | None:
 
     Args:
         mask: As the model was given it: ``[B, past + L]``, ``[B, h, L, C]`` (bool, or additive), or one of those for
-            each kind of layer.
+            each kind of layer, of which the one with the most columns is read: a sliding window's are fewer.
         length: Positions L of the forward.
         past: Positions before it.
     """
     if isinstance(mask, Mapping):
-        mask = next(iter(mask.values()), None)
+        tensors = [part for part in mask.values() if isinstance(part, Tensor)]
+        mask = max(tensors, key=lambda part: part.shape[-1], default=None)
     if not isinstance(mask, Tensor):
         return None
     if mask.dim() == 2:
         return mask[:, -length:] if mask.shape[1] >= length else None
-    # Every token sees itself, but padding.
-    own = mask[:, 0].diagonal(past, dim1=1, dim2=2)
+    # Every token sees itself, but padding. Columns of a sliding window end with the last token.
+    columns = mask.shape[-1]
+    first = past if columns >= past + length else columns - length
+    if first < 0:
+        return None
+    own = mask[:, 0].diagonal(first, dim1=1, dim2=2)
     return own if mask.dtype == torch.bool else own == 0
 
 

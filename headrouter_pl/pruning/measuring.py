@@ -91,7 +91,9 @@ class ObservingEngine(PruningEngine):
             attention = self.prober.attention(forward)
         forward.attention = None
         assert attention is not None
-        self.receive(Measured(attention, forward.layout.audio_valid.to(attention.device), forward.prompts))
+        self.receive(
+            Measured(attention, forward.layout.audio_valid.to(attention.device, non_blocking=True), forward.prompts)
+        )
         return rows
 
 

@@ -72,7 +72,7 @@ class Pooling:
 
     def average(self, states: Tensor, pool: int) -> Tensor:
         """Means ``[B, M, d]`` of ``[B, L, d]`` over each slot, taken in float32; zero for padding."""
-        start, size = self.start.to(states.device), self.size.to(states.device)
+        start, size = (part.to(states.device, non_blocking=True) for part in (self.start, self.size))
         total = states.new_zeros(*start.shape, states.shape[-1], dtype=torch.float32)
         # A loop over the few tokens of a group: sums in one order, whatever the device.
         for step in range(pool):
@@ -93,7 +93,7 @@ class Pooling:
         """
         if mask is None or mask.dim() == 2:
             return None
-        middle, valid = self.middle.to(mask.device), self.layout.valid.to(mask.device)
+        middle, valid = (part.to(mask.device, non_blocking=True) for part in (self.middle, self.layout.valid))
         batch, slots = middle.shape
         # Columns count back from the end of the full sequence, but for a static cache that is not full yet.
         column = (middle + min(past, mask.shape[-1] - mask.shape[-2])).clamp(min=0)
@@ -112,7 +112,9 @@ class Pooling:
         Tokens of a group share one value, and tokens of groups that are alike have alike values, also where one group
         is smaller.
         """
-        group = self.group.to(attention.device)[:, None].expand(-1, attention.shape[1], -1)
-        tokens = attention.gather(2, group).masked_fill(~self.audio_valid.to(attention.device)[:, None], 0.0)
+        group = self.group.to(attention.device, non_blocking=True)[:, None].expand(-1, attention.shape[1], -1)
+        tokens = attention.gather(2, group).masked_fill(
+            ~self.audio_valid.to(attention.device, non_blocking=True)[:, None], 0.0
+        )
         scale = attention.sum(2, keepdim=True) / tokens.sum(2, keepdim=True).clamp(min=torch.finfo(tokens.dtype).tiny)
         return tokens * scale

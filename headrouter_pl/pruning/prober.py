@@ -110,7 +110,7 @@ class Prober:
         keys = [forward.keys[layer] for layer in self.probed]
         keys = [take(part, layout.audio_index) if self._reads_all_keys else part for part in keys]
         flat = torch.cat([part.flatten(2).float().to(keys[0].device) for part in keys], 2)
-        return flat.masked_fill(~layout.audio_valid.to(flat.device)[..., None], 0.0)
+        return flat.masked_fill(~layout.audio_valid.to(flat.device, non_blocking=True)[..., None], 0.0)
 
     def _refuse_replaced(self, read: Mapping[int, Tensor]) -> None:
         if not set(self.probed) <= read.keys():
@@ -151,13 +151,15 @@ class Prober:
             attention = probe_attention(
                 query,
                 key,
-                query_mask=query_mask.to(device),
-                key_mask=key_mask.to(device),
+                query_mask=query_mask.to(device, non_blocking=True),
+                key_mask=key_mask.to(device, non_blocking=True),
                 scaling=getattr(self.handle.attention(layer), "scaling", None),
             )
             if probe.keys == "all":
-                audio = layout.audio_index.to(device)[:, None].expand(-1, attention.shape[1], -1)
-                attention = attention.gather(2, audio).masked_fill(~layout.audio_valid.to(device)[:, None], 0.0)
+                audio = layout.audio_index.to(device, non_blocking=True)[:, None].expand(-1, attention.shape[1], -1)
+                attention = attention.gather(2, audio).masked_fill(
+                    ~layout.audio_valid.to(device, non_blocking=True)[:, None], 0.0
+                )
             heads.append(attention)
         return torch.cat([head.to(heads[0].device) for head in heads], 1)
 
@@ -173,7 +175,7 @@ class Prober:
             hidden = given["hidden_states"].detach()
             # Of several streams (Gemma 3n) the first is the embedding.
             embeddings = take(hidden if hidden.dim() == 3 else hidden[0], forward.layout.audio_index).float()
-            audio_valid = forward.layout.audio_valid.to(embeddings.device)
+            audio_valid = forward.layout.audio_valid.to(embeddings.device, non_blocking=True)
             forward.embeddings = embeddings.masked_fill(~audio_valid[..., None], 0.0)
         if self.pool is not None:
             self._scout(forward, given, self.pool)
@@ -234,5 +236,5 @@ class Prober:
 
 def take(states: Tensor, index: Tensor) -> Tensor:
     """Rows ``index`` ``[B, M]`` of ``states`` ``[B, L, ...]``."""
-    index = index.to(states.device).reshape(*index.shape, *[1] * (states.dim() - 2))
+    index = index.to(states.device, non_blocking=True).reshape(*index.shape, *[1] * (states.dim() - 2))
     return states.gather(1, index.expand(-1, -1, *states.shape[2:]))

@@ -64,7 +64,7 @@ class PromptPrior(Router):
                 )
         if profile.weights is not None and profile.centroids is None:
             self._warn_if_uncertain(profile, prompts, rows)
-        return torch.tensor(rows, dtype=selectivity.dtype).log().to(selectivity.device)
+        return torch.tensor(rows, dtype=selectivity.dtype).log().to(selectivity.device, non_blocking=True)
 
     def _warn_if_uncertain(self, profile: HeadProfile, prompts: Sequence[str], rows: list[list[float]]) -> None:
         for prompt, row in zip(prompts, rows, strict=True):

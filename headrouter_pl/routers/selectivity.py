@@ -21,4 +21,4 @@ class SelectivityRouter(Router):
         """See :meth:`Router.log_evidence`."""
         if profile.centroids is None:
             return selectivity.new_zeros(len(selectivity), len(profile.types))
-        return gaussian_log_gates(selectivity, profile.centroids.to(selectivity), profile.bandwidth)
+        return gaussian_log_gates(selectivity, profile.centroids.to(selectivity, non_blocking=True), profile.bandwidth)

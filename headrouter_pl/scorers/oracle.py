@@ -52,4 +52,4 @@ class OracleScorer(Scorer):
                         f"The evidence ({first}, {last}) of sample {row} does not lie in its {seen} audio tokens."
                     )
                 marked[row, first:last] = True
-        return marked.to(audio_mask.device)
+        return marked.to(audio_mask.device, non_blocking=True)

@@ -25,4 +25,4 @@ class RandomScorer(Scorer):
         """See :meth:`Scorer.score`."""
         generator = torch.Generator().manual_seed(self.seed)
         draw = torch.rand(inputs.audio_mask.shape[1], generator=generator, dtype=torch.float32, device="cpu")
-        return draw.to(inputs.audio_mask.device).expand(inputs.audio_mask.shape)
+        return draw.to(inputs.audio_mask.device, non_blocking=True).expand(inputs.audio_mask.shape)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import tiny
 import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 from two_processes import run_two
@@ -155,6 +157,15 @@ def test_nothing_is_measured_in_fit(tmp_path: Path) -> None:
     trainer(callback, num_sanity_val_steps=1).fit(Module(), loader(), loader())
     assert callback.profile is None
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_sharded_weights_are_refused(strategy: Any, tmp_path: Path) -> None:
+    """Processes that run different parts of the model would wait for each other."""
+    for_all: Any = SimpleNamespace(strategy=strategy(), state=SimpleNamespace(fn="validate"), is_global_zero=False)
+    callback = ProfileCalibration(tmp_path / "mine.safetensors", types=PLACE)
+    with pytest.raises(ConfigurationError, match=f"under {strategy.__name__} the processes"):
+        callback._on_stage_start(for_all, Module(), "validate")
 
 
 def test_runs_start_anew(tmp_path: Path) -> None:

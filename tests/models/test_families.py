@@ -203,3 +203,13 @@ def test_a_config_without_a_placeholder() -> None:
     model = copy.deepcopy(model_of("qwen2_audio"))
     model.config.audio_token_id = None
     assert find_lalm(model).audio_token_id is None
+
+
+@pytest.mark.parametrize(("name", "window"), [("phi4_multimodal", 16), ("audioflamingo3", None), ("gemma3n", 10)])
+def test_windows_that_the_config_alone_tells(name: str, window: int | None) -> None:
+    """Attention of Phi and Mistral reads them there; that of Qwen has its own, None where the config's is unused."""
+    model = tiny.build(name)
+    handle = find_lalm(model)
+    handle.attention(1).config.sliding_window = 16
+    assert handle.window(1) == window
+    assert handle.is_sliding(1) == (window is not None)

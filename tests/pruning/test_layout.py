@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrouter_pl.errors import AudioMaskError
+from headrouter_pl.pruning.engine import _unpadded
 from headrouter_pl.pruning.layout import TokenLayout, find_audio
 
 torch.set_num_threads(1)
@@ -138,3 +139,35 @@ def test_audio_that_cannot_be_found() -> None:
         find_audio(None, 9, None, "TheModel")
     with pytest.raises(AudioMaskError, match=r"config of TheModel names no audio placeholder id.*audio_mask=mask"):
         find_audio(torch.tensor([[1]]), None, None, "TheModel")
+
+
+class TestPadding:
+    """What the engine reads out of the masks that models are given."""
+
+    MASK = torch.tensor([[False, True, True, True, True], [True, True, True, True, True]])
+
+    @staticmethod
+    def square(mask: torch.Tensor, columns: int) -> torch.Tensor:
+        """Causal, for the last three of five positions, of which the last so many are columns."""
+        causal = torch.ones(5, 5, dtype=torch.bool).tril()
+        return (causal & mask[:, None, None, :] & mask[:, None, :, None])[:, :, 2:, 5 - columns :]
+
+    @pytest.mark.parametrize("order", [("full", "sliding"), ("sliding", "full")])
+    def test_of_each_kind_of_layer_the_widest(self, order: tuple[str, str]) -> None:
+        padded = self.MASK.clone()
+        padded[0, 3] = False
+        masks = {"full": self.square(padded, 5), "sliding": self.square(padded, 4)}
+        found = _unpadded({kind: masks[kind] for kind in order}, 3, 2)
+        assert found is not None
+        assert found.tolist() == padded[:, 2:].tolist()
+        additive = torch.zeros(2, 1, 3, 5).masked_fill(~masks["full"], -torch.inf)
+        assert torch.equal(_unpadded({"full": additive, "other": None}, 3, 2), found)  # type: ignore[arg-type]
+
+    def test_a_windows_columns_end_with_the_last_token(self) -> None:
+        padded = self.MASK.clone()
+        padded[1, 2] = False
+        found = _unpadded({"sliding": self.square(padded, 4)}, 3, 2)
+        assert found is not None
+        assert found.tolist() == padded[:, 2:].tolist()
+        assert _unpadded({"sliding": self.square(padded, 2)}, 3, 2) is None  # columns of two of three tokens
+        assert _unpadded({}, 3, 2) is None
