@@ -38,7 +38,6 @@ from transformers import DynamicCache
 from headrouter_pl import AudioTokenPruner
 from headrouter_pl.benchmarking import cache_bytes, peak_bytes
 from headrouter_pl.cli.benchmark import FixedPrompt
-from headrouter_pl.cli.compare import mix
 from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, load_model, weights_digest
 from headrouter_pl.cli.tables import dump_figures, format_table, machine
 from headrouter_pl.data.audio import read_audio
@@ -194,7 +193,7 @@ def ask(given: argparse.Namespace) -> dict[str, Any]:
     model, processor = load_model(given.weights, None, getattr(torch, given.answer_dtype))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     benchmark = PocketBenchmark.open(given.split)
-    items = choose_items(mix(benchmark.items), given.lengths, None)[: given.questions]
+    items = choose_items(benchmark.items, given.lengths, None)[: given.questions]
     prompter = EncodedPrompter(model, processor)
     rate, eos = processor.feature_extractor.sampling_rate, processor.tokenizer.eos_token_id
     keys = [(UNPRUNED, 1.0), *((method, ratio) for ratio in given.keep_ratios for method in METHODS[1:])]

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headrouter_pl.cli.method_runner import MethodRunner, check_methods, read_methods, read_ratios
 from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
-from headrouter_pl.errors import HeadRouterError, unknown_name
-
-if TYPE_CHECKING:
-    from headrouter_pl.data.pocket.benchmark import PocketItem
+from headrouter_pl.errors import unknown_name
 
 KEEP_RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)
 
@@ -89,10 +84,7 @@ def compare(
     if output is not None:
         check_output(output)
     benchmark = PocketBenchmark.open(split)
-    asked = [item for item in mix(benchmark.items) if tasks is None or item.task in tasks]
-    if not asked:
-        raise HeadRouterError(f"the {split} split has no questions of the tasks {tasks}")
-    items = choose_items(asked, lengths, max_scenes)
+    items = choose_items(benchmark.items, lengths, max_scenes, tasks)
     model, processor = load_model(weights, checkpoint, weights_dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     runner = MethodRunner(model, processor, chosen, ratios, sorted({item.type for item in items}))
@@ -125,21 +117,3 @@ def compare(
         write_text(output, dump_figures(figures))
         print(f"Written: {output}")
     return figures
-
-
-def mix(items: Sequence[PocketItem]) -> list[PocketItem]:
-    """The questions, those of one scene together, with scenes of all lengths by turns.
-
-    Scenes of one length are shuffled, always alike: the benchmark lists them by what they are asked.
-    """
-    import numpy as np
-
-    scenes: dict[int, list[list[PocketItem]]] = {}
-    for _, group in groupby(items, key=lambda item: item.audio):
-        scene = list(group)
-        scenes.setdefault(round(scene[0].seconds), []).append(scene)
-    shuffled = [
-        [of_length[i] for i in np.random.default_rng(0).permutation(len(of_length))]
-        for _, of_length in sorted(scenes.items())
-    ]
-    return [item for turn in zip_longest(*shuffled, fillvalue=[]) for scene in turn for item in scene]

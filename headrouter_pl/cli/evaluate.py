@@ -61,7 +61,8 @@ def evaluate(
     if output is not None:
         check_output(output)
     benchmark = PocketBenchmark.open(split)
-    items = choose_items(benchmark.items, lengths, max_scenes)
+    # Length by length: silence is read anew when the length changes.
+    items = sorted(choose_items(benchmark.items, lengths, max_scenes), key=lambda item: item.seconds)
     model, processor = load_model(weights, checkpoint, weights_dtype)
     configuration = {
         "weights": weights_digest(model),

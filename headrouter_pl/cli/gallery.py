@@ -7,7 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrouter_pl.cli.compare import mix
 from headrouter_pl.cli.method_runner import MethodRunner, check_methods, read_methods, read_ratios
 from headrouter_pl.cli.pocket import choose_items, load_model
 from headrouter_pl.errors import ConfigurationError
@@ -74,7 +73,7 @@ def gallery(
     weights_dtype = get_dtype(dtype)
     check_output(output)
     benchmark = PocketBenchmark.open(split)
-    items = choose_items(mix(benchmark.items), lengths, max_scenes)[:max_questions]
+    items = choose_items(benchmark.items, lengths, max_scenes)[:max_questions]
     model, processor = load_model(weights, checkpoint, weights_dtype)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     runner = MethodRunner(model, processor, chosen, ratios, sorted({item.type for item in items}))

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
@@ -17,28 +18,43 @@ MAX_NEW_TOKENS = 48
 """Enough for every right answer."""
 
 
-def choose_items(items: Sequence[PocketItem], lengths: list[int] | None, max_scenes: int | None) -> list[PocketItem]:
-    """The questions about the first ``max_scenes`` scenes of each of these lengths, in seconds; None for all.
+def choose_items(
+    items: Sequence[PocketItem], lengths: list[int] | None, max_scenes: int | None, tasks: list[str] | None = None
+) -> list[PocketItem]:
+    """Questions of the benchmark, those of one scene together, with scenes of all lengths by turns.
+
+    Scenes of one length are shuffled, always alike: the benchmark lists them by what they are asked.
+
+    Args:
+        items: All questions.
+        lengths: Seconds of the scenes to ask about; None for all.
+        max_scenes: Scenes of each length, at most: the first of those that are asked about without it.
+        tasks: What to ask; None for all.
 
     Raises:
         HeadRouterError: No scene is of one of the lengths, or there are no questions.
         ConfigurationError: ``max_scenes`` is not positive.
     """
-    scenes: dict[int, list[str]] = {}
-    for item in items:
-        seen = scenes.setdefault(round(item.seconds), [])
-        if item.audio not in seen:
-            seen.append(item.audio)
+    import numpy as np
+
     if max_scenes is not None and max_scenes < 1:
         raise ConfigurationError(f"max_scenes must be positive, got {max_scenes}")
+    scenes: dict[int, list[list[PocketItem]]] = {}
+    for _, group in groupby(items, key=lambda item: item.audio):
+        scene = list(group)
+        scenes.setdefault(round(scene[0].seconds), []).append(scene)
     if unknown := sorted(set(lengths or ()) - scenes.keys()):
         raise HeadRouterError(f"no questions about scenes of {unknown} s; there are {sorted(scenes)}")
-    wanted = {name for seconds, names in scenes.items() if lengths is None or seconds in lengths
-              for name in names[:max_scenes]}  # fmt: skip
-    chosen = [item for item in items if item.audio in wanted]
-    if not chosen:
-        raise HeadRouterError(f"no questions to ask: lengths={lengths}, of {len(items)} questions")
-    return chosen
+    chosen = []
+    for seconds, of_length in sorted(scenes.items()):
+        if lengths is None or seconds in lengths:
+            shuffled = [of_length[i] for i in np.random.default_rng(0).permutation(len(of_length))]
+            asked = [[item for item in scene if tasks is None or item.task in tasks] for scene in shuffled]
+            chosen.append([scene for scene in asked if scene][:max_scenes])
+    mixed = [item for turn in zip_longest(*chosen, fillvalue=[]) for scene in turn for item in scene]
+    if not mixed:
+        raise HeadRouterError(f"no questions to ask: lengths={lengths}, tasks={tasks}, of {len(items)} questions")
+    return mixed
 
 
 def load_model(weights: str, checkpoint: str | None, dtype: Any) -> tuple[Any, Any]:

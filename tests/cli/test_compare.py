@@ -12,14 +12,15 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from tiny_pocket import PROMPTS, build, make_processor, make_questions, noise
+from tiny_pocket import build, make_processor, make_questions, noise
 
 from headrouter_pl import AudioTokenPruner, HeadRouterCallback, LALMModule
 from headrouter_pl.cli import compare as command
 from headrouter_pl.cli import compare_report, main, method_runner
-from headrouter_pl.cli.compare import KEEP_RATIOS, compare, mix
+from headrouter_pl.cli.compare import KEEP_RATIOS, compare
 from headrouter_pl.cli.compare_report import draw, write_report
 from headrouter_pl.cli.method_runner import MethodRunner, build_scorer, read_methods, read_ratios
+from headrouter_pl.cli.pocket import choose_items
 from headrouter_pl.comparison import Method
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
@@ -176,9 +177,9 @@ def test_a_method_that_calibrates_itself(questions: PocketBenchmark, tmp_path: P
     run(tmp_path, methods=methods, keep_ratios=[0.3])
     row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["configuration"]["methods"]["self"]
     runner = MethodRunner(build(), make_processor(), read_methods(methods), [0.3], ["semantic", "voice"])
-    runner.calibrate(mix(questions.items), questions.folder)
+    runner.calibrate(choose_items(questions.items, None, None), questions.folder)
     assert runner.describe()["self"]["digest"] == row["digest"]
-    items = mix(questions.items)
+    items = choose_items(questions.items, None, None)
     records = [AudioPrompt(noise(int(i.audio[0]), i.seconds), i.prompt, key=i.key) for i in items]
     callback = HeadRouterCallback(0.3, profile="self", layer=2)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[callback])
@@ -442,21 +443,6 @@ class TestSettings:
         for wrong in ([], [0.5, 0.5], [0.0], [1.5]):
             with pytest.raises(HeadRouterError, match="keep_ratios must differ"):
                 read_ratios(wrong)
-
-
-def test_order_mixes_lengths() -> None:
-    items = [
-        PocketItem(f"test/{seconds:03}-{number:03}/{task}", f"{seconds:03}-{number:03}.flac", seconds, task, "voice",
-                   PROMPTS[0], "w9", (), 0.5, (), ())
-        for seconds, scenes in ((8, 6), (60, 4)) for number in range(scenes) for task in ("gender", "language")
-    ]  # fmt: skip
-    mixed = mix(items)
-    assert sorted(item.key for item in mixed) == sorted(item.key for item in items)
-    assert [item.seconds for item in mixed[:16:2]] == [8, 60] * 4
-    assert [item.audio for item in mixed[::2]] == [item.audio for item in mixed[1::2]]
-    numbers = [item.audio for item in mixed[::2] if item.seconds == 8]
-    assert numbers != sorted(numbers)
-    assert mix(items) == mixed
 
 
 BASELINES = {"random", "stride", "fastv", "fastv without rotary", "segmentwise", "dart"}
