@@ -18,6 +18,7 @@ from headrouter_pl.data.pocket.questions import (
     Vocabulary,
     ask,
     is_named,
+    may_spell,
     role_of,
 )
 from headrouter_pl.data.pocket.scenes import Scene, lay_out
@@ -198,7 +199,8 @@ class _Cast:
         """Clips that may be heard quietly: none where voices are counted."""
         if self.wanted:
             return []
-        return [i for i in self.casting.pools.murmurs if self.library.seconds(i) < self.seconds / 2]
+        fitting = (i for i in self.casting.pools.murmurs if self.library.seconds(i) < self.seconds / 2)
+        return [i for i in fitting if "code" not in self.tasks or not may_spell(self.clip(i))]
 
     def accepts(self, question: Question, scene: Scene) -> bool:
         """Whether a question has the answer and the evidence that were drawn, and is fair."""
@@ -221,7 +223,7 @@ class _Cast:
             return False
         if self.clip(index).kind == "sound":  # a drum is a sound and an instrument: only one of the two is heard
             return all(self.clip(i).kind == "speech" for i in self.clips)
-        if not role and "code" in self.tasks:  # it may spell a number
+        if "code" in self.tasks and may_spell(self.clip(index)):
             return False
         return role in _SHARED_ROLES or all(self.casting.roles[i] != role for i in self.clips)
 

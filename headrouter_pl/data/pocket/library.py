@@ -126,7 +126,7 @@ class ClipLibrary:
         files: Cached samples, int16, one file for each source.
         cut: Whether each was longer than 8 s, so that its text is not all heard.
         digests: sha256 of each clip's file.
-        dropped: Key -> why a clip cannot be used (silent, too short, does not decode).
+        dropped: Key -> why a clip cannot be used (silent, too short, does not decode, a copy of another).
         name: Hash of all that the library was made from.
     """
 
@@ -188,6 +188,7 @@ class ClipLibrary:
         files: list[Path] = []
         names: list[str] = []
         dropped: dict[str, str] = {}
+        first: dict[str, str] = {}  # sha256 -> key: some recordings are installed under several names
         for source in sources:
             chosen = [clip for clip in source.index(root) if (split_of(clip) == "sealed") == sealed]
             recipe = [_RECIPE, source.packages, sealed, [dataclasses.asdict(clip) for clip in chosen]]
@@ -198,18 +199,22 @@ class ClipLibrary:
                     _build(source, root, chosen, folder, progress)
             record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
             start = 0
-            for row in record["clips"]:
-                spans.append((len(files), start, start + row["samples"]))
-                start += row["samples"]
-            rows += record["clips"]
             dropped |= record["dropped"]
+            for row in record["clips"]:
+                span = len(files), start, start + row["samples"]
+                start += row["samples"]
+                if (known := first.setdefault(row["sha256"], row["key"])) != row["key"]:
+                    dropped[row["key"]] = f"a copy of {known}"
+                    continue
+                spans.append(span)
+                rows.append(row)
             files.append(folder / "clips.i16")
             names.append(folder.name)
         fields = [field.name for field in dataclasses.fields(Clip)]
         clips = [Clip(**{name: row[name] for name in fields}) for row in rows]
         splits = [split_of(clip) for clip in clips]
-        name = hashlib.sha256(json.dumps([names, splits]).encode()).hexdigest()[:12]
         digests, cut = [row["sha256"] for row in rows], [row["cut"] for row in rows]
+        name = hashlib.sha256(json.dumps([names, splits, digests]).encode()).hexdigest()[:12]
         return cls(clips, splits, spans, files, cut, digests, dropped, name)
 
 

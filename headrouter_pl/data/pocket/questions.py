@@ -12,6 +12,7 @@ import numpy as np
 from headrouter_pl.data.pocket.clips import Clip
 from headrouter_pl.data.pocket.library import ClipLibrary
 from headrouter_pl.data.pocket.scenes import Event, Scene
+from headrouter_pl.data.pocket.sources._text import NATO
 
 __all__ = ["QUESTION_TASKS", "Question", "QuestionTask", "Vocabulary", "ask", "role_of"]
 
@@ -32,10 +33,12 @@ SOUNDS = frozenset(
 )  # fmt: skip
 """Kinds of sound that are asked for: those that several independent recordings show and a person can tell apart."""
 
+_NUMERALS = (
+    r"zero|oh|one|two|twelf|three|thir|four|fif|five|six|seven|eight?|nine?|ten|eleven|twelve|(twen|thir|for|fif|six"
+    r"|seven|eigh|nine)t(y|ie)|(thir|four|fif|six|seven|eigh|nine)teen|hundred|thousand|million|billion|first|second|third"
+)
 _SPELLED = re.compile(
-    r"\d|\b(zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|twenty|thirty"
-    r"|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|first|second|third|[b-hj-z])\b",
-    re.IGNORECASE,
+    rf"\d|(?<!')\b((?:{_NUMERALS})(?:th)?|letter:.*|[b-hj-z]|{'|'.join(NATO.values())}|x-ray)\b", re.IGNORECASE
 )
 NAMED_VOICES = frozenset(
     f"{source}/{name}"
@@ -78,7 +81,7 @@ class Question:
 def role_of(clip: Clip) -> str:
     """What a clip can be asked about: the most telling label it has; empty for none.
 
-    Prompts that spell numbers or letters have none, lest a scene hold two numbers.
+    Prompts that spell numbers, letters or code words have none, lest a scene hold two numbers.
     """
     if clip.kind == "sound":
         return "instrument" if clip.instrument else "sound" if clip.sound in SOUNDS else ""
@@ -94,6 +97,13 @@ def role_of(clip: Clip) -> str:
         return role
     said = re.sub(r"\d$", "", clip.content) if clip.language == "Mandarin" else clip.content  # a syllable's tone
     return "" if _SPELLED.search(f"{clip.english} {said}") else "prompt"
+
+
+def may_spell(clip: Clip) -> bool:
+    """Whether a clip that is no code word says a number, a letter or a code word, as far as its wording is known."""
+    if clip.kind != "speech" or clip.code:
+        return False
+    return role_of(clip) == "" or _SPELLED.search(f"{clip.english} {clip.text}") is not None
 
 
 ROLE_LABEL = {
@@ -114,6 +124,7 @@ _THINGS = {
     "household": "household item",
     "weather": "kind of weather",
 }
+_ANIMALS = ("animal", "bird", "fish", "insect")
 _ROLE_NAMES = {"number": "number", "letter": "letter", "word": "code word", "item": "{category}"}
 
 
@@ -194,6 +205,11 @@ class Context:
         """The one event of a role; None if there is none, or several."""
         return self.roles.index(role) if self.roles.count(role) == 1 else None
 
+    def changed(self) -> bool:
+        """Whether one recorded voice is heard at two speeds: nobody can tell whether that is one person or two."""
+        recorded = {self.vocabulary.library.clips[self.scene.events[i].clip].voice for i in self.speech}
+        return len(recorded) < len({self.clips[i].voice for i in self.speech})
+
     def pick(self, *phrasings: str) -> str:
         """One phrasing."""
         return phrasings[int(self.rng.integers(len(phrasings)))]
@@ -213,7 +229,8 @@ class Context:
             verb = "names" if self.roles[event] == "item" else "says"
             category = self.clips[event].category
             name = _ROLE_NAMES[self.roles[event]].format(category=_THINGS.get(category, category))
-            names.append(f"the voice that {verb} the {name}")
+            if name:  # not every thing has a category
+                names.append(f"the voice that {verb} the {name}")
         return self.pick(*names) if names else ""
 
     def question(
@@ -246,6 +263,9 @@ def _listed(options: Sequence[str]) -> str:
 
 
 def _code(c: Context) -> Iterator[Question]:
+    quiet = [c.vocabulary.library.clips[murmur.clip] for murmur in c.scene.murmurs]
+    if any(may_spell(clip) for clip in (*c.clips, *quiet)):
+        return
     for role, what in (("number", "number"), ("letter", "letter"), ("word", "word of the radio alphabet")):
         if (event := c.alone(role)) is not None:
             prompt = c.pick(f"Which {what} is said?", f"What {what} do you hear?", f"Name the {what} that is spoken.")
@@ -275,7 +295,9 @@ def _object(c: Context) -> Iterator[Question]:
     pool, categories = c.vocabulary.answers["item"], c.vocabulary.category
     if c.rng.random() < 0.4:
         prompt = c.pick("What kind of thing is named?", "To which kind does the thing that is named belong?")
-        yield c.question("object", prompt, clip.category, c.vocabulary.answers["category"], [event], choices=True)
+        names = c.vocabulary.answers["category"]
+        others = _ANIMALS if clip.category in _ANIMALS else ()  # a bird is an animal, too
+        yield c.question("object", prompt, clip.category, names, [event], exclude=others, choices=True)
     else:
         same = [item for item in pool if categories[item] == clip.category]
         thing = _THINGS.get(clip.category, clip.category)
@@ -314,7 +336,7 @@ def labels_of(clip: Clip) -> dict[str, str]:
     found = {role: getattr(clip, ROLE_LABEL[role])} if role in ROLE_LABEL else {}
     if clip.kind == "speech":
         found |= {"gender": clip.gender, "category": clip.category}
-        found["language"] = clip.language if clip.language in LANGUAGES else ""
+        found["language"] = clip.language if clip.language in LANGUAGES and role != "word" else ""  # alpha is of none
         found["voice"] = voice_name(clip) if is_named(clip.voice) else ""
     return {name: label for name, label in found.items() if label}
 
@@ -340,7 +362,10 @@ def _language(c: Context) -> Iterator[Question]:
     for event in c.speech:
         span = c.scene.events[event]
         long_enough = span.end - span.start >= MIN_LANGUAGE_SECONDS
-        if c.clips[event].language in LANGUAGES and long_enough and (ref := c.refer(event)):
+        known = (
+            c.clips[event].language in LANGUAGES and c.roles[event] != "word"
+        )  # the radio alphabet is of no language
+        if known and long_enough and (ref := c.refer(event)):
             prompt = c.pick(f"Which language does {ref} speak?", f"In which language is {ref} speaking?")
             yield c.question("language", prompt, c.clips[event].language, c.vocabulary.answers["language"], [event])
 
@@ -354,8 +379,10 @@ def _gender(c: Context) -> Iterator[Question]:
 
 
 def _same_speaker(c: Context) -> Iterator[Question]:
-    if len(c.speech) == 2 and all(c.clips[i].voice for i in c.speech):
+    if len(c.speech) == 2 and all(c.clips[i].voice for i in c.speech) and not c.changed():
         first, second = (c.clips[i] for i in c.speech)
+        if c.scene.events[c.speech[0]].clip == c.scene.events[c.speech[1]].clip:  # heard without knowing any voice
+            return
         prompt = c.pick("Do the two voices belong to the same person?", "Is it the same person who speaks twice?")
         answer = "yes" if first.voice == second.voice else "no"
         yield Question("same_speaker", prompt, answer, ("yes", "no"), tuple(c.speech), 0.5)
@@ -372,7 +399,7 @@ def _first_speaker(c: Context) -> Iterator[Question]:
 
 def _voice_count(c: Context) -> Iterator[Question]:
     voices = {c.clips[i].voice for i in c.speech}
-    if 1 <= len(voices) <= 4 and "" not in voices and len(c.speech) <= 5:
+    if 1 <= len(voices) <= 4 and "" not in voices and len(c.speech) <= 5 and not c.changed():
         prompt = c.pick("How many different people speak?", "How many people can be heard speaking?")
         yield Question("voice_count", prompt, str(len(voices)), (), tuple(c.speech), 1 / 3)
 

@@ -23,7 +23,7 @@ WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "golf", "hotel", "india",
 
 
 def named(stem: str, wanted: str, split: Callable[[str], str]) -> str:
-    """A name with this stem that falls in the split; no single letters, which would make it a spelling."""
+    """A name with this stem that falls in the split; no digits and single letters, which would make it a spelling."""
     return next(name for i in range(1000) if split(name := f"{stem} {chr(97 + i % 26) * (2 + i // 26)}") == wanted)
 
 
@@ -40,7 +40,7 @@ def labelled(split: str) -> Iterator[dict[str, str]]:
     for code in (*map(str, range(10)), *LETTERS, *WORDS):
         yield speech | {"voice": coder, "gender": "woman", "language": "English", "code": code, "text": code}
     for number in range(10):
-        phrase = named(f"phrase {chr(65 + number)}", split, held_out)
+        phrase = named(f"phrase {chr(65 + number) * 2}", split, held_out)
         for person, gender in PEOPLE.items():
             yield speech | {
                 "voice": f"hedgewars/{person}", "gender": gender, "language": "English", "content": phrase,
@@ -48,12 +48,16 @@ def labelled(split: str) -> Iterator[dict[str, str]]:
             }  # fmt: skip
     for number, language in enumerate(sorted(LANGUAGES)):
         for take in range(3):
-            item = named(f"thing {take}{number}", split, lambda name, spoken=language: held_out(f"{name}:{spoken}"))
+            item = named(
+                f"thing {chr(97 + take) * 2}{chr(97 + number)}",
+                split,
+                lambda name, spoken=language: held_out(f"{name}:{spoken}"),
+            )
             labels = {"language": language, "voice": f"someone/{language}", "gender": ("man", "woman")[number % 2]}
             yield speech | labels | {
                 "content": item, "item": item, "english": item, "category": ("animal", "tool", "food")[take],
             }  # fmt: skip
-            line = named(f"Line {take}{number}", split, held_out)
+            line = named(f"Line {chr(97 + take) * 2}{chr(97 + number)}", split, held_out)
             room = {"content": line, "room": "fillets/cave", "english": line}
             yield speech | labels | {"language": "Czech"} | room if number < 4 else speech | labels | {"content": line}
     for take in range(12):

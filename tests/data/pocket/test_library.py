@@ -62,6 +62,17 @@ class TestOpen:
         assert again.name == first.name
         np.testing.assert_array_equal(again.audio(0), first.audio(0))
 
+    def test_copies_are_left_out(self, tmp_path: Path) -> None:
+        source = plant(tmp_path, 0.5, 0.6, 0.7)
+        clips = list(source.index(tmp_path))
+        (tmp_path / clips[1].key).write_bytes((tmp_path / clips[0].key).read_bytes())
+        library = open_library(source, tmp_path)
+        assert [clip.key for clip in library.clips] == [clips[0].key, clips[2].key]
+        assert dict(library.dropped) == {clips[1].key: f"a copy of {clips[0].key}"}
+        assert [library.seconds(i) for i in range(2)] == pytest.approx([0.5, 0.7], abs=0.02)
+        assert np.abs(np.fft.rfft(library.audio(1))).argmax() / library.seconds(1) == pytest.approx(500, abs=5)
+        assert open_library(replace(source, index=lambda _: iter(clips[:1])), tmp_path).name != library.name
+
     def test_other_clips_make_another_library(self, tmp_path: Path) -> None:
         source = plant(tmp_path, 0.5, 0.6)
         clips = list(source.index(tmp_path))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
 from headrouter_pl.data.pocket.clips import Clip
 from headrouter_pl.data.pocket.library import ClipLibrary
-from headrouter_pl.data.pocket.questions import QUESTION_TASKS, Question, Vocabulary, ask, role_of
+from headrouter_pl.data.pocket.questions import QUESTION_TASKS, Question, Vocabulary, ask, labels_of, role_of
 from headrouter_pl.data.pocket.scenes import Event, Scene
 
 Asker = Callable[..., list[Question]]
@@ -37,6 +37,32 @@ def asked(tones_library: ClipLibrary) -> Asker:
         return found
 
     return questions
+
+
+def speech(**labels: str) -> Clip:
+    return Clip("usr/share/x", "x", "speech", **labels)
+
+
+def of_task(
+    task: str,
+    clips: list[Clip],
+    *,
+    heard: int | None = None,
+    events: list[int] | None = None,
+    murmurs: Sequence[int] = (),
+    speeds: Sequence[float] | None = None,
+    draws: int = 12,
+) -> list[Question]:
+    """Questions of one task about these clips, or the first of them, or some, over several draws."""
+    library = ClipLibrary(clips, [], [], [], [False] * len(clips), [], {}, "")
+    loud = events or [i for i in range(len(clips if heard is None else clips[:heard])) if i not in murmurs]
+    scene = Scene(
+        9.0,
+        tuple(Event(c, float(i), i + 0.9, speed=speeds[i] if speeds else 1.0) for i, c in enumerate(loud)),
+        murmurs=tuple(Event(c, 0.0, 0.9) for c in murmurs),
+    )
+    draw = (ask(scene, Vocabulary(library), np.random.default_rng(seed)) for seed in range(draws))
+    return [question for asked in draw for question in asked if question.task == task]
 
 
 def first(library: ClipLibrary, **labels: str) -> Clip:
@@ -146,6 +172,54 @@ def test_options_exclude_what_else_is_heard(asked: Asker, tones_library: ClipLib
         if question.options:
             said = {first(tones_library, **MAN).phrase, two["phrase"]} - {question.answer}
             assert not said & set(question.options)
+
+
+@pytest.mark.parametrize("words", ["press one", "the Fourth", "Golf", "an x-ray", "b", "oh"])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_no_code_is_asked_for_where_another_voice_says_one(words: str, quiet: bool) -> None:
+    clips = [speech(code="7", language="English"), speech(english=words, item="thing")]
+    assert not of_task("code", clips, murmurs=[1] if quiet else [])
+    clips[1] = speech(english="Someone's onerous twentieths", item="thing")
+    assert of_task("code", clips, murmurs=[1] if quiet else [])
+    clips[1] = speech(code="B", language="English")  # which number, which letter
+    assert {question.answer for question in of_task("code", clips)} == {"7", "B"}
+
+
+def test_a_kind_of_animal_is_not_an_option_beside_another() -> None:
+    others = [speech(item=name, category=name) for name in ("animal", "bird", "fish", "insect", "tool", "food")]
+    clips = [speech(item="gull", category="bird", english="gull"), *others]
+    questions = [q for q in of_task("object", clips, heard=1, draws=40) if q.answer == "bird"]
+    assert questions
+    assert {option for question in questions for option in question.options} == {"bird", "tool", "food"}
+
+
+def test_a_thing_without_a_category_is_referred_to_by_order() -> None:
+    clips = [speech(item="yeti", gender="man"), speech(gender="woman")]
+    prompts = [question.prompt for question in of_task("gender", clips, draws=40)]
+    assert prompts
+    assert not any("names the" in prompt for prompt in prompts)
+    clips = [speech(item="gull", category="bird", gender="man"), speech(gender="woman")]
+    assert any("the voice that names the bird" in question.prompt for question in of_task("gender", clips, draws=40))
+
+
+@pytest.mark.parametrize("task", ["same_speaker", "voice_count"])
+def test_one_voice_at_two_speeds_is_not_asked_about(task: str) -> None:
+    clips = [speech(voice="x/a", content="one thing"), speech(voice="x/a", content="another")]
+    assert {question.answer for question in of_task(task, clips, speeds=[1.1, 1.1])} <= {"yes", "1"}
+    assert of_task(task, clips, speeds=[1.1, 1.1])
+    assert not of_task(task, clips, speeds=[1.0, 1.1])
+    assert of_task(task, [clips[0], speech(voice="x/b")], speeds=[1.0, 1.1])
+
+
+def test_one_recording_twice_is_not_asked_about() -> None:
+    assert not of_task("same_speaker", [speech(voice="x/a")], events=[0, 0])
+
+
+def test_the_radio_alphabet_is_of_no_language() -> None:
+    word = speech(code="bravo", language="Italian")
+    assert not of_task("language", [word])
+    assert labels_of(word) == {"word": "bravo"}
+    assert of_task("language", [speech(code="7", language="Italian")])
 
 
 def test_ordinals_count_speech_alone(asked: Asker) -> None:

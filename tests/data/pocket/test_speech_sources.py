@@ -11,6 +11,7 @@ import soundfile
 
 from headrouter_pl.data.audio import AudioError
 from headrouter_pl.data.pocket.clips import SAMPLING_RATE, Clip, Source
+from headrouter_pl.data.pocket.questions import role_of
 from headrouter_pl.data.pocket.sources import (
     asterisk,
     festvox_ru,
@@ -85,7 +86,13 @@ def asterisk_tree(root: Path) -> dict[str, Clip]:
             "hello-world",
             "beep",
         )
-        plant(root, *(f"{sounds}/{voice}/{name}.wav" for name in (*names, "vm-options", "beep", "silence/1")))
+        plant(
+            root,
+            *(
+                f"{sounds}/{voice}/{name}.wav"
+                for name in (*names, "vm-login", "vm-options", "beep", "silence/1", "confbridge-join")
+            ),
+        )
     plant(root, *(f"{sounds}/it_IT_f_Menardi/phonetic/{name}_p.wav" for name in ("b", "ICAO/b")))
     plant(root, f"{sounds}/fr/digits/7.gsm", f"{sounds}/es/digits/20.gsm")
     return {key.removeprefix("asterisk/sounds/"): clip for key, clip in index(asterisk.SOURCE, root).items()}
@@ -105,9 +112,10 @@ def test_asterisk_labels(tmp_path: Path) -> None:
     assert clips["en_US_f_Allison/hello-world.wav"].text == "hello world"
     assert clips["fr_CA_f_June/hello-world.wav"].text == ""
     assert clips["fr_CA_f_June/digits/mon-2.wav"].english == "march"
-    assert clips["en_US_f_Allison/vm-options.wav"].english == ""
+    assert clips["en_US_f_Allison/vm-login.wav"].english == ""
     assert clips["es/digits/20.gsm"].text == "veinte"
-    assert not any("beep" in key or "silence" in key for key in clips)
+    assert not any(name in key for key in clips for name in ("beep", "silence", "join"))
+    assert not any("vm-options" in key for key in clips)  # "press one to ..."
 
 
 def test_asterisk_prompts_of_the_same_words_share_content(tmp_path: Path) -> None:
@@ -132,6 +140,31 @@ def test_asterisk_reads_gsm_without_header(tmp_path: Path) -> None:
         assert abs(len(samples) - SAMPLING_RATE) < SAMPLING_RATE // 20
         spectrum = np.abs(np.fft.rfft(samples))
         assert abs(int(spectrum.argmax()) * SAMPLING_RATE / len(samples) - 400) < 5
+
+
+def test_qabcs_names_what_the_word_says_not_the_picture(tmp_path: Path) -> None:
+    for code, words in {"de": ("affe", "drachen"), "ru": ("ы", "рыба")}.items():
+        plant(tmp_path, *(f"qabcs/abcs/{code}/sounds/words/{word}.ogg" for word in words))
+    plant(tmp_path, *(f"qabcs/abcs/ru/sounds/alpha/{letter}.ogg" for letter in ("ы", "ж")))
+    lines = "animals:a=affe==chimpanzee=chimpanzee\nmisc:d=drachen==kite=kite\n"
+    write(tmp_path, "qabcs/abcs/de/abc1.properties", lines)
+    lines = "vehicles:ы=ы==locomotive=locomotive\nanimals:р=рыба==angelfish=angelfish\n"
+    write(tmp_path, "qabcs/abcs/ru/abc1.properties", lines)
+    clips = {key.removeprefix("qabcs/abcs/"): clip for key, clip in index(qabcs.SOURCE, tmp_path).items()}
+    items = {key: (clip.item, clip.category, clip.content) for key, clip in clips.items() if "/words/" in key}
+    assert items == {
+        "de/sounds/words/affe.ogg": ("monkey", "animal", "item:monkey"),
+        "de/sounds/words/drachen.ogg": ("", "", "qabcs:drachen"),
+        "ru/sounds/words/рыба.ogg": ("fish", "fish", "item:fish"),
+    }
+    assert clips["ru/sounds/alpha/ж.ogg"].content == "letter:ж"
+    assert role_of(clips["ru/sounds/alpha/ж.ogg"]) == ""  # else a letter is said that is not the one asked for
+
+
+def test_one_recording_under_two_names_is_left_out(tmp_path: Path) -> None:
+    voices = "games/hedgewars/Data/Sounds/voices"
+    plant(tmp_path, *(f"{voices}/Classic/{name}.ogg" for name in ("Melon", "Watchthis", "Coward")))
+    assert list(index(hedgewars.SOURCE, tmp_path)) == [f"{voices}/Classic/Coward.ogg"]
 
 
 def test_hedgewars_labels(tmp_path: Path) -> None:
@@ -216,6 +249,8 @@ def test_one_object_has_one_content_in_all_sources(tmp_path: Path) -> None:
         ("iso_fireengine", "A fire truck.", "fire truck", "vehicle"),
         ("apple_red", "A red apple.", "apple", "food"),
         ("3_earth", "Earth. Our planet.", "earth", "space"),
+        ("seagull", "A seagull.", "gull", "bird"),
+        ("head_female2", "A head.", "head", "body part"),
         ("yield", "“Yield” means you have to let other people go first.", "", ""),
         ("unknown_thing", "Something that takes many words to tell.", "", ""),
     ],
@@ -227,7 +262,8 @@ def test_items(stem: str, description: str, item: str, category: str) -> None:
 
 
 def test_category_by_object_then_by_folder() -> None:
-    assert category_of("whale", "animals/mammals/aquatic") == "fish"
+    assert category_of("whale", "animals/mammals/aquatic") == "animal"
+    assert category_of("weevil", "animals") == "insect"
     assert category_of("cow", "animals/mammals/bovines") == "animal"
     assert category_of("thing") == ""
 

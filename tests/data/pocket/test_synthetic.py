@@ -44,7 +44,11 @@ def test_index_is_sorted_unique_deterministic_and_train_only(root):
     assert clips == list(synthetic.index(root))
     keys = [clip.key for clip in clips]
     assert keys == sorted(set(keys))
-    assert {held_out(clip.content) for clip in clips} == {"train"}
+    items = {clip.content for clip in clips if clip.item}
+    assert len(items) > 100
+    # Real names are split by object and language, so that an English one of another split is never heard in training.
+    assert {held_out(f"{content}:English") for content in items} == {"train"}
+    assert {clip.content for clip in clips} - items == {""}
     assert all(clip.voice.startswith("synthetic/") and "!" in clip.key for clip in clips)
     assert not any("damn" in clip.text for clip in clips)
 
@@ -53,6 +57,7 @@ def test_sentences_never_name_a_withheld_object(root):
     withheld = sorted(word for word in synthetic.withheld() if word.isalpha())
     (root / synthetic.WORDS).write_text("\n".join(["aaa", "bbb", "ccc", *withheld]))
     assert withheld
+    assert {held_out(f"item:{word}:English") for word in withheld} >= {"validation", "test"}
     assert all(not synthetic.withheld().intersection(text.split()) for text in synthetic.sentences(root))
 
 

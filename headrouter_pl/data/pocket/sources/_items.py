@@ -178,6 +178,7 @@ NAMES = {
     "whitestar-petunia": "petunia",
     "wildboar": "wild boar",
     "woman_dancing": "woman",
+    "york": "",  # a breed of dogs
     "woman_police_officer": "police officer",
     "woman_police_officer2": "police officer",
     "ww2_german_gun": "",
@@ -200,6 +201,15 @@ DROP = frozenset(DROPPED.split())
 
 SAME = {
     "balloons": "balloon",
+    "bean": "beans",
+    "biscuit": "cookie",
+    "bunny": "rabbit",
+    "couch": "sofa",
+    "drake": "duck",
+    "pants": "trousers",
+    "sea gull": "gull",
+    "seagull": "gull",
+    "x-cookie": "cookie",
     "rhinoceros": "rhino",
     "tux airways": "airplane",
     "mustang airplane": "airplane",
@@ -305,14 +315,14 @@ OF_ITEM = {
     for category, items in {
         "symbol": "arrow",
         "animal": "snail deer ferret iguana chimpanzee otter hedgehog porcupine rhino python "
-        "camel donkey elephant giraffe lion monkey rabbit reindeer turtle bunny bat cat dog tiger horse pig "
-        "sheep mouse frog koala jaguar raccoon yak zebra newt",
+        "camel donkey elephant giraffe lion monkey rabbit reindeer turtle bat cat dog tiger horse pig "
+        "sheep mouse frog koala jaguar raccoon yak zebra newt dolphin whale",
         "bird": "crow duck guinea_fowl heron pelican flamingo quetzal emu pheasant goose albatross sparrow stork "
         "crane "
-        "birds bluebird chick owl dove bird rooster vulture quail penguin",
-        "insect": "butterfly hoverfly grasshopper ladybug spider",
-        "fish": "fish dolphin whale urchin angelfish",
-        "body part": "ear eye eyebrow hair mouth moustache nose arm foot hand head body wing",
+        "birds bluebird chick owl dove bird rooster vulture quail penguin eagle-owl booby wood_grouse iora gull",
+        "insect": "butterfly hoverfly grasshopper ladybug spider weevil blister_beetle moth",
+        "fish": "fish urchin angelfish shark xiphias pike misgurnus ruffe squid",
+        "body part": "ear eye eyebrow hair mouth moustache nose arm foot hand head body wing skull",
         "clothes": "coat hat shoe shorts skirt glasses sunglasses tie bow boot earring watch badge glove",
         "vehicle": "helicopter locomotive "
         "car bicycle train rocket cart caravan excavator trailer wagon tractor truck tipper ufo satellite "
@@ -364,7 +374,7 @@ def item_of(stem: str, description: str = "") -> str:
     whole = " ".join(word for word in text.split() if word not in ("a", "an", "the", "some"))
     if whole in SAME:
         return SAME[whole]
-    kept = [word for word in text.split() if word not in DROP] or text.split()
+    kept = [word for word in text.split() if word not in DROP] or whole.split()
     item = " ".join(kept)
     return SAME.get(item, item) if len(kept) <= ITEM_WORDS else ""
 

@@ -56,7 +56,20 @@ SECOND = (
     Voice("asterisk-prompt-es-co", "es", "July", "woman", "Spanish", "GPL-2.0-only", ".gsm"),
 )
 
-NO_SPEECH = re.compile(r"^(silence/.*|.*2tone|beep.*|tt-monkeys|confbridge-begin-glorious-.|phonetic/niner)$")
+NO_SPEECH = re.compile(
+    r"^(silence/.*|.*2tone|beep.*|tt-monkeys|confbridge-(begin-glorious-.|join|leave)|phonetic/niner)$"
+)
+# Sentences with numbers in them ("press seven to delete this message"), left out: a scene is to hold one number.
+_MENUS = (
+    "conf-adminmenu conf-adminmenu-162 conf-onlyone conf-usermenu conf-usermenu-162 demo-instruct dictate/play_help "
+    "dictate/record_help dir-instr dir-intro dir-intro-fn dir-usingkeypad followme/options priv-callee-options "
+    "screen-callee-options vm-advopts vm-calldiffnum vm-delete vm-forward vm-forward-multiple vm-forwardoptions "
+    "vm-instructions vm-leavemsg vm-msginstruct vm-next vm-onefor vm-onefor-full vm-options vm-opts vm-opts-full "
+    "vm-prev vm-reachoper vm-repeat vm-review vm-review-nonurgent vm-review-urgent vm-savemessage vm-saveoper "
+    "vm-tempgreeting vm-tempgreeting2 vm-tocallback vm-tocallnum vm-toenternumber vm-toforward vm-tohearenv "
+    "vm-tomakecall vm-toreply vm-torerecord vm-undelete"
+)
+MENUS = frozenset(_MENUS.split())
 
 ORDINAL_WORDS = (
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
@@ -228,7 +241,7 @@ def index(voices: tuple[Voice, ...], root: Path) -> Iterator[Clip]:
         folder = f"asterisk/sounds/{voice.folder}"
         for key, _ in find(root, folder, voice.suffix, voice.package):
             prompt = key.removeprefix(f"usr/share/{folder}/").removesuffix(voice.suffix)
-            if not NO_SPEECH.match(prompt):
+            if not NO_SPEECH.match(prompt) and prompt not in MENUS:
                 clips.append(label(voice, key, prompt))
     yield from sorted(clips, key=lambda clip: clip.key)
 

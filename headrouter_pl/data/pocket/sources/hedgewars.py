@@ -29,6 +29,9 @@ SAME_VOICE = {"Classic": "Default"}
 
 NO_WORDS = re.compile(r"^(Ow|Ooff|Hmm|Ouch|Poison|Laugh|Firepunch|Jump)")
 
+# One recording under two names: it is not known which of them it says.
+UNCLEAR = frozenset({"Classic/Melon", "Classic/Watchthis"})
+
 PHRASES = {
     "Byebye": "bye bye",
     "Comeonthen": "come on then",
@@ -80,7 +83,12 @@ def index(root: Path) -> Iterator[Clip]:
     Gender stays empty: all packs are cartoon voices, most pitched up (a pitch tracker finds 230 to 360 Hz in each).
     """
     files = find(root, "games/hedgewars/Data/Sounds/voices", ".ogg", PACKAGE)
-    yield from distinct(root, (label(key, path) for key, path in files if not NO_WORDS.match(path.stem)))
+    known = (
+        (key, path)
+        for key, path in files
+        if not NO_WORDS.match(path.stem) and f"{path.parent.name}/{path.stem}" not in UNCLEAR
+    )
+    yield from distinct(root, (label(key, path) for key, path in known))
 
 
 SOURCE = Source("hedgewars", {PACKAGE: "1.0.2-6"}, index)

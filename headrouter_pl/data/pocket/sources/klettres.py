@@ -53,7 +53,7 @@ def index(root: Path) -> Iterator[Clip]:
             key=key,
             package=PACKAGE,
             kind="speech",
-            content="" if letter and latin_letter(name) else f"syllable:{name.lower()}",
+            content=_content(name.lower(), letter),
             voice=f"klettres/{code}",
             gender=GENDERS.get(code, ""),
             language=language,
@@ -62,6 +62,12 @@ def index(root: Path) -> Iterator[Clip]:
             code=latin_letter(name) if letter else "",
             licence="GPL-2.0-or-later",
         )
+
+
+def _content(said: str, letter: bool) -> str:
+    if letter:
+        return "" if latin_letter(said) else f"letter:{said}"
+    return f"syllable:{said}"
 
 
 SOURCE = Source("klettres", {PACKAGE: "4:22.12.3-1"}, index)

@@ -17,6 +17,13 @@ FOLDER = "qabcs/abcs"
 # "animals:a=affe==chimpanzee=chimpanzee": group, letter, word, syllables, picture, noise.
 LINE = re.compile(r"^(\w+):[^=]+=([^=]+)=([^=]*)=([^=\s]+)", re.MULTILINE)
 CATEGORIES = {"animals": "animal", "food": "food", "instrument": "instrument"}
+# Words that the picture's name does not translate -> what they name, "" where the word names several things.
+_UNCLEAR = (
+    "ähre drachen cymbałki dźwig dźwięk instrument sałatka świst_trapowy ćwierćnuta пад’ёмны_кран маланка горох "
+    "деньги молния разъём цимбалы часы чипсы юрок ягоды змій кепка меч удав цимбали чипси шайба їжа"
+)
+NAMED = {"affe": "monkey", "łasica": "weasel", "рыба": "fish", "щенок": "puppy"} | dict.fromkeys(_UNCLEAR.split(), "")
+NO_WORD = frozenset({"ы"})  # a copy of the letter
 GENDERS = {"en": "man", "de": "man"}  # from the pitch of unsealed clips, where it is plainly that of one grown-up
 
 
@@ -38,7 +45,7 @@ def _clips(root: Path) -> Iterator[Clip]:
     known: dict[Path, dict[str, tuple[str, str]]] = {}
     for key, path in find(root, FOLDER, ".ogg", PACKAGE):
         kind, folder = path.parent.name, path.parent.parent.parent
-        if kind not in ("alpha", "words") or folder.name not in LANGUAGES:
+        if kind not in ("alpha", "words") or folder.name not in LANGUAGES or (kind == "words" and path.stem in NO_WORD):
             continue
         language = LANGUAGES[folder.name]
         if folder not in known:
@@ -48,7 +55,7 @@ def _clips(root: Path) -> Iterator[Clip]:
         if language == "English":
             picture = picture or path.stem
         letter = kind == "alpha"
-        item = "" if letter or not picture else item_of(picture)
+        item = "" if letter or not picture else NAMED.get(path.stem, item_of(picture))
         english = said if language == "English" else item
         yield Clip(
             key=key,
@@ -69,7 +76,7 @@ def _clips(root: Path) -> Iterator[Clip]:
 
 def _content(said: str, letter: bool, item: str) -> str:
     if letter:
-        return "" if latin_letter(said) else f"syllable:{said}"
+        return "" if latin_letter(said) else f"letter:{said}"
     return f"item:{item}" if item else f"qabcs:{said}"
 
 

@@ -149,7 +149,7 @@ def withheld() -> frozenset[str]:
     """Known objects that belong to validation or test, as words: no sentence may say them."""
     known = {item_of(name): name for names in OBJECTS.values() for name in names.split()}
     known |= {item: item for item in OF_ITEM}
-    held = {item: name for item, name in known.items() if held_out(f"item:{item}") != "train"}
+    held = {item: name for item, name in known.items() if held_out(f"item:{item}:English") != "train"}
     return frozenset((*held, *held.values()))
 
 
@@ -247,7 +247,7 @@ def item_clips(voices: Sequence[Voice] = ENGLISH, each: int = 3) -> Iterator[Cli
     for category, names in OBJECTS.items():
         for name in names.split():
             item = item_of(name)
-            if item and held_out(f"item:{item}") == "train":
+            if item and held_out(f"item:{item}:English") == "train":
                 for voice in draw(f"synthetic:item:{name}").sample(voices, each):
                     yield make(voice, name, english=name, item=item, category=category_of(item) or category)
 
