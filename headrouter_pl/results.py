@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 
 __all__ = [
@@ -44,12 +46,20 @@ class ResultsLog:
     def __init__(self, path: str | Path | None, configuration: Mapping[str, Any], grows: Collection[str] = ()) -> None:
         self.path = None if path is None else Path(path)
         self.rows: dict[str, dict[str, Any]] = {}
-        if self.path is None:
-            return
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                self._open(self.path, configuration, grows)
+
+    def _lock(self) -> FileLock:
+        """Keeps what another process adds meanwhile from being lost."""
+        return FileLock(f"{self.path}.lock")
+
+    def _open(self, path: Path, configuration: Mapping[str, Any], grows: Collection[str]) -> None:
         header = json.dumps({"configuration": configuration}) + "\n"
-        found = self.path.read_bytes() if self.path.is_file() else b""
+        found = path.read_bytes() if path.is_file() else b""
         if header.encode().startswith(found):  # none, or of a run killed at once
-            write_text(self.path, header)
+            write_text(path, header)
             return
         whole = found[: found.rfind(b"\n") + 1]
         try:
@@ -59,23 +69,23 @@ class ResultsLog:
             grown = {name: {**was[name], **now[name]} for name in grows}
             wrong = _differing(was, now, grows)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise HeadRouterError(f"{self.path} does not hold results of a run: {error!r}") from error
+            raise HeadRouterError(f"{path} does not hold results of a run: {error!r}") from error
         if wrong:
             raise HeadRouterError(
-                f"{self.path} has results of another run: other {', '.join(wrong)}. Name another file, or remove it."
+                f"{path} has results of another run: other {', '.join(wrong)}. Name another file, or remove it."
             )
         if grown == {name: was[name] for name in grows}:
-            os.truncate(self.path, len(whole))
+            os.truncate(path, len(whole))
         else:
             answers = whole[whole.index(b"\n") + 1 :].decode("utf-8")
-            write_text(self.path, json.dumps({"configuration": {**now, **grown}}) + "\n" + answers)
+            write_text(path, json.dumps({"configuration": {**now, **grown}}) + "\n" + answers)
         self.rows = rows
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds rows, each with a ``"key"`` of its own; they are on disk when this returns."""
         self.rows.update((row["key"], dict(row)) for row in rows)
         if self.path is not None:
-            with open(self.path, "a", encoding="utf-8") as out:
+            with self._lock(), open(self.path, "a", encoding="utf-8") as out:
                 out.write(json_lines(rows))
                 out.flush()
                 os.fsync(out.fileno())

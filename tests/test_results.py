@@ -79,6 +79,16 @@ def test_what_may_grow_grows(tmp_path: Path) -> None:
         open_log(0, a="x")
 
 
+def test_a_second_run_on_the_file_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    one = ResultsLog(path, {"methods": {"a": "x"}}, grows=("methods",))
+    one.add(ROWS[:1])
+    other = ResultsLog(path, {"methods": {"b": "y"}}, grows=("methods",))  # writes the file anew
+    one.add(ROWS[1:2])
+    other.add(ROWS[2:])
+    assert list(ResultsLog(path, {"methods": {}}, grows=("methods",)).rows.values()) == ROWS
+
+
 @pytest.mark.parametrize(
     "content", ['{"configuration"} \n', '{"a": 1}\n', '{"configuration": 3}\n', "[]", "[1]\n", "x"]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pkgutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -231,6 +232,8 @@ class MethodRunner:
     ) -> tuple[str, float, Any]:
         """The answer under a method, the seconds of its prefill, and the report of the sample."""
         reveal_truth(run.engine.scorer, run.method, item, encoded.features.shape[1])
+        if run.seed is not None:
+            run.engine.scorer.seed = seed_for(item, run.seed)  # type: ignore[attr-defined]
         run.engine.report.clear()
         with run.engine:
             text, seconds = self.answer(inputs, tokens)
@@ -303,6 +306,11 @@ def reveal_truth(scorer: Any, method: Method, item: PocketItem, seen: int) -> No
     for part in told:
         if hasattr(part, "types"):
             part.types = [item.type if method.types is None else method.types[item.type]]
+
+
+def seed_for(item: PocketItem, seed: int) -> int:
+    """The seed of a question's own draw: with one for all, audios of one length would keep the same tokens."""
+    return zlib.crc32(f"{seed}|{item.key}".encode())
 
 
 def key_of(item: PocketItem, method: str, seed: int | None, ratio: float) -> str:

@@ -19,7 +19,7 @@ from headrouter_pl.cli import compare as command
 from headrouter_pl.cli import compare_report, main, method_runner
 from headrouter_pl.cli.compare import KEEP_RATIOS, compare
 from headrouter_pl.cli.compare_report import draw, write_report
-from headrouter_pl.cli.method_runner import MethodRunner, build_scorer, read_methods, read_ratios
+from headrouter_pl.cli.method_runner import MethodRunner, build_scorer, read_methods, read_ratios, seed_for
 from headrouter_pl.cli.pocket import choose_items
 from headrouter_pl.comparison import Method
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
@@ -27,6 +27,7 @@ from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
 from headrouter_pl.data.pocket.questions import QUESTION_TASKS
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.answering import AudioReader, EncodedPrompter
+from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.profiles import HeadProfile
 
 torch.set_num_threads(1)
@@ -124,7 +125,7 @@ class TestRows:
                 assert row["prefill_seconds"] == row["unpruned_seconds"]
             elif row["method"] in ("random", "stride", "routed"):
                 method = read_methods([m for m in METHODS if m["name"] == row["method"]])[0]
-                scorer = build_scorer(method, row["seed"])
+                scorer = build_scorer(method, None if row["seed"] is None else seed_for(item, row["seed"]))
                 pruner = AudioTokenPruner(row["keep_ratio"], layer=method.layer, scorer=scorer, tokenizer=processor)
                 with pruner(model) as report:
                     output = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
@@ -482,3 +483,19 @@ def test_methods_are_values() -> None:
     (method,) = read_methods([{"name": "r", "scorer": "random", "seeds": [3]}])
     assert method == Method("r", "random", seeds=[3])
     assert build_scorer(method, 3).seed == 3  # type: ignore[attr-defined]
+
+
+def test_a_draw_of_its_own_for_each_question_and_seed(questions: PocketBenchmark) -> None:
+    methods = read_methods([{"name": "random", "scorer": "random", "seeds": [0, 1], "layer": 2}])
+    runner = MethodRunner(build(), make_processor(), methods, [0.3], ["semantic", "voice"])
+    first, second = (item for item in questions.items if item.audio == questions.items[0].audio)
+    encoded = runner.prompter.encode(noise(int(first.audio[0]), first.seconds))
+
+    def kept(number: int, item: PocketItem) -> list[int]:
+        inputs = runner.prompter.inputs(encoded, item.prompt)
+        with encoded_audio(runner.model):
+            return runner.answer_pruned(runner.runs[number], item, encoded, inputs, 1)[2].kept.tolist()
+
+    draws = [kept(number, item) for number in (0, 1) for item in (first, second)]
+    assert len({tuple(draw) for draw in draws}) == 4
+    assert [kept(number, item) for number in (0, 1) for item in (first, second)] == draws

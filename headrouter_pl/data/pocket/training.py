@@ -254,7 +254,8 @@ class PocketDataModule(L.LightningDataModule):
         """Audios of one to four recordings, of clips held out."""
         windows = self._windows("validation")
         plans = self._plan(windows, Stage(4 * len(windows), (1, 4)), [self.seed, 1 << 20])
-        sampler = LengthBucketSampler([self._length(plan) for plan in plans], self.max_tokens, shuffle=False)
+        # Shuffled, lest a limited number of batches be the longest.
+        sampler = LengthBucketSampler([self._length(plan) for plan in plans], self.max_tokens, seed=self.seed)
         return ResumableDataLoader(_Planned(plans, windows), batch_sampler=sampler, collate_fn=self.collate)
 
     def utterances(self) -> list[Utterance]:

@@ -188,6 +188,13 @@ def test_validation_is_of_clips_held_out_and_always_the_same(data: PocketDataMod
     assert {data.library.splits[clip] for clip in heard} == {"validation"}
 
 
+def test_the_first_validation_batches_are_not_the_longest(data: PocketDataModule) -> None:
+    data.max_tokens = 300
+    longest = [max(len(sample.features) for sample in batch) for batch in data.val_dataloader()]
+    assert len(set(longest)) > 2
+    assert longest != sorted(longest, reverse=True)
+
+
 class TestCurriculum:
     LENGTHS = ([10] * 20, [50] * 10, [100] * 5)
 
