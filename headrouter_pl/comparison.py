@@ -45,7 +45,8 @@ class Method:
             to itself is perfect routing, mapping it to another the swapped control.
         layer: The prune layer K; the pruner's default if None.
         evict_early: Whether the pruned audio leaves the KV cache of the layers below K too, after each prefill.
-        seeds: Seeds of a scorer that draws, anew for each question; its answers are averaged over them.
+        seeds: Seeds of a scorer that draws by its attribute ``seed``, which is another for each question; its answers
+            are averaged over them.
         init_args: Further arguments of the scorer's class.
     """
 

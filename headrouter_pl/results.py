@@ -28,7 +28,8 @@ __all__ = [
 class ResultsLog:
     """Rows by their ``"key"``, in a file of JSON lines whose first line says what run they are of.
 
-    Only whole lines count: what a killed run left of a line is cut off, and everything before it is kept.
+    Only whole lines count: what a killed run left of a line is cut off, and everything before it is kept. Runs that
+    share a file take turns by a lock, ``PATH.lock``.
 
     Args:
         path: The file, made if there is none; None keeps the rows in memory alone.

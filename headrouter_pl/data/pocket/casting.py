@@ -81,6 +81,7 @@ class Casting:
         self.vocabularies: dict[float, Vocabulary] = {}
         members = [i for i, its_split in enumerate(library.splits) if its_split == split]
         self.roles = {i: role_of(library.clips[i]) for i in members}
+        self.spelling = {i for i in members if may_spell(library.clips[i])}
         self.labels: dict[str, dict[int, tuple[str, ...]]] = {}
         for task in (*_CONTENT_TASKS, "sound", "instrument"):
             labels = {i: label_of(task, library.clips[i]) for i in members if not library.cut[i]}
@@ -200,7 +201,7 @@ class _Cast:
         if self.wanted:
             return []
         fitting = (i for i in self.casting.pools.murmurs if self.library.seconds(i) < self.seconds / 2)
-        return [i for i in fitting if "code" not in self.tasks or not may_spell(self.clip(i))]
+        return [i for i in fitting if "code" not in self.tasks or i not in self.casting.spelling]
 
     def accepts(self, question: Question, scene: Scene) -> bool:
         """Whether a question has the answer and the evidence that were drawn, and is fair."""
@@ -223,7 +224,7 @@ class _Cast:
             return False
         if self.clip(index).kind == "sound":  # a drum is a sound and an instrument: only one of the two is heard
             return all(self.clip(i).kind == "speech" for i in self.clips)
-        if "code" in self.tasks and may_spell(self.clip(index)):
+        if "code" in self.tasks and index in self.casting.spelling:
             return False
         return role in _SHARED_ROLES or all(self.casting.roles[i] != role for i in self.clips)
 

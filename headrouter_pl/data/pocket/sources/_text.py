@@ -9,7 +9,7 @@ from pathlib import Path
 from headrouter_pl.data.audio import AudioError
 from headrouter_pl.data.pocket.clips import Clip
 
-__all__ = ["LANGUAGES", "LETTERS", "NATO", "NUMBERS", "distinct", "find", "latin_letter", "words"]
+__all__ = ["LANGUAGES", "LETTERS", "NATO", "NUMBERS", "distinct", "find", "latin_letter", "letter_content", "words"]
 
 LANGUAGES = {
     "ar": "Arabic",
@@ -117,6 +117,11 @@ def find(root: Path, folder: str, suffix: str, package: str) -> Iterator[tuple[s
 def latin_letter(name: str) -> str:
     """The code word of a letter's name: ``"B"`` for ``"b"``; empty for what is no plain Latin letter."""
     return name.upper() if name.upper() in LETTERS and len(name) == 1 else ""
+
+
+def letter_content(name: str) -> str:
+    """Content of a spoken letter: none of a plain Latin one, which is a code word."""
+    return "" if latin_letter(name) else f"letter:{name}"
 
 
 def words(name: str) -> str:

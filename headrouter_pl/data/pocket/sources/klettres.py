@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from headrouter_pl.data.pocket.clips import Clip, Source
-from headrouter_pl.data.pocket.sources._text import LANGUAGES, find, latin_letter
+from headrouter_pl.data.pocket.sources._text import LANGUAGES, find, latin_letter, letter_content
 
 __all__ = ["SOURCE"]
 
@@ -53,7 +53,7 @@ def index(root: Path) -> Iterator[Clip]:
             key=key,
             package=PACKAGE,
             kind="speech",
-            content=_content(name.lower(), letter),
+            content=letter_content(name.lower()) if letter else f"syllable:{name.lower()}",
             voice=f"klettres/{code}",
             gender=GENDERS.get(code, ""),
             language=language,
@@ -62,12 +62,6 @@ def index(root: Path) -> Iterator[Clip]:
             code=latin_letter(name) if letter else "",
             licence="GPL-2.0-or-later",
         )
-
-
-def _content(said: str, letter: bool) -> str:
-    if letter:
-        return "" if latin_letter(said) else f"letter:{said}"
-    return f"syllable:{said}"
 
 
 SOURCE = Source("klettres", {PACKAGE: "4:22.12.3-1"}, index)

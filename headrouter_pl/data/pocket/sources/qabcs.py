@@ -8,7 +8,7 @@ from pathlib import Path
 
 from headrouter_pl.data.pocket.clips import Clip, Source
 from headrouter_pl.data.pocket.sources._items import category_of, item_of
-from headrouter_pl.data.pocket.sources._text import LANGUAGES, distinct, find, latin_letter
+from headrouter_pl.data.pocket.sources._text import LANGUAGES, distinct, find, latin_letter, letter_content
 
 __all__ = ["SOURCE"]
 
@@ -76,7 +76,7 @@ def _clips(root: Path) -> Iterator[Clip]:
 
 def _content(said: str, letter: bool, item: str) -> str:
     if letter:
-        return "" if latin_letter(said) else f"letter:{said}"
+        return letter_content(said)
     return f"item:{item}" if item else f"qabcs:{said}"
 
 
