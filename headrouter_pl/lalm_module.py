@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -403,15 +404,25 @@ class LALMModule(L.LightningModule):
         )
         if self.lr_schedule == "constant" and not self.warmup_steps:
             return optimizer
-        from transformers import get_scheduler
-
-        name, steps = "constant_with_warmup", None
-        if self.lr_schedule == "cosine":
-            if self.trainer.estimated_stepping_batches == float("inf"):
-                raise HeadRouterError("A cosine schedule must know its last step: set the trainer's max_steps.")
-            name, steps = "cosine", int(self.trainer.estimated_stepping_batches)
-        schedule = get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Refuses a cosine schedule without an end."""
+        if self.lr_schedule == "cosine" and self.trainer.estimated_stepping_batches == float("inf"):
+            raise HeadRouterError("A cosine schedule must know its last step: set the trainer's max_steps.")
+
+    def _rate_factor(self, step: int) -> float:
+        """What the learning rates are multiplied by: linear warm-up, then constant, or half a cosine down to zero."""
+        warmup = self.warmup_steps
+        if step < warmup:
+            return step / warmup
+        if self.lr_schedule == "constant" or step == warmup:
+            return 1.0
+        # Not asked in configure_optimizers: the trainer would set the loader up there, before a checkpoint's state is
+        # read, and a resumed run would begin its epoch anew.
+        last = self.trainer.estimated_stepping_batches
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, last - warmup))))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drops what LoRA leaves as it was, and notes how the weights that train were made."""

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
 from headrouter_pl import AudioTokenPruner, HeadRouterCallback, HeadRouterError, LALMModule
+from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableDataLoader
 from headrouter_pl.errors import ConfigurationError, UnknownNameError, UnsupportedModelError
 from headrouter_pl.lalm_module import _answered_exactly
 from headrouter_pl.models.encoded import encode_windows, encoded_audio
@@ -368,6 +369,37 @@ class TestRecipe:
         run(resumed, tmp_path / "again", resume=tmp_path / "step=2.ckpt")
         for name, value in trained(whole).items():
             assert torch.equal(trained(resumed)[name], value), name
+
+    @pytest.mark.parametrize("schedule", ["constant", "cosine"])
+    def test_resumed_within_an_epoch(self, tmp_path: Path, schedule: str) -> None:
+        """By epochs, not steps: a cosine asks how many batches the loader has."""
+        batches = [with_labels(batch) for batch in data() * 3]
+
+        class Seen(L.Callback):
+            def __init__(self) -> None:
+                self.batches: list[list[int]] = []
+                self.rates: list[float] = []
+
+            def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+                self.batches.append(batch["chosen"])
+                self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        def run(resume: Path | None = None) -> Seen:
+            seen = Seen()
+            save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+            trains = ResumableDataLoader(
+                range(len(batches)),  # type: ignore[arg-type]
+                batch_sampler=LengthBucketSampler([10] * 6, 10),
+                collate_fn=lambda chosen: {**batches[chosen[0]], "chosen": chosen},
+            )
+            made = trainer(seen, save, enable_checkpointing=True, max_epochs=1)
+            made.fit(recipe(lr_schedule=schedule), trains, ckpt_path=resume)
+            return seen
+
+        whole, resumed = run(), run(tmp_path / "step=2.ckpt")
+        assert sorted(whole.batches) == [[i] for i in range(6)]
+        assert resumed.batches == whole.batches[2:]
+        assert resumed.rates == whole.rates[2:]
 
     def test_checkpoints_hold_what_trains(self, tmp_path: Path) -> None:
         module = recipe()

@@ -116,7 +116,9 @@ class LengthBucketSampler(ResumableBatchSampler):
 class ResumableDataLoader(DataLoader[Any]):
     """A loader over a :class:`ResumableBatchSampler` that goes on, in a resumed run, with the first unused batch.
 
-    Lightning keeps its state in checkpoints. A plain loader would begin the interrupted epoch again.
+    Lightning keeps its state in checkpoints. A plain loader would begin the interrupted epoch again. So does this one
+    under a module that asks ``trainer.estimated_stepping_batches`` in ``configure_optimizers`` with ``max_epochs`` set:
+    Lightning then makes the loader before it reads the checkpoint, and gives it no state.
     """
 
     batch_sampler: ResumableBatchSampler
