@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from headrouter_pl.data.audio import AudioError, read_audio
 from headrouter_pl.data.pocket.clips import SAMPLING_RATE, Clip, Source
+from headrouter_pl.data.pocket.copies import copies_across_splits
 from headrouter_pl.data.pocket.sources import SOURCES
 from headrouter_pl.data.pocket.splits import split_of
 from headrouter_pl.wheels import cache_root
@@ -115,6 +116,11 @@ def _decode(job: tuple[Callable[[Path, Clip], np.ndarray] | None, Path, Clip]) -
     return np.round(samples * 32767).astype("<i2").tobytes(), digest, cut
 
 
+def _map(files: Sequence[Path]) -> list[np.ndarray]:
+    # An empty file cannot be mapped.
+    return [np.memmap(file, dtype="<i2", mode="r") if file.stat().st_size else np.zeros(0, "<i2") for file in files]
+
+
 @dataclass(frozen=True)
 class ClipLibrary:
     """Decoded clips of the benchmark's packages.
@@ -141,8 +147,7 @@ class ClipLibrary:
 
     @cached_property
     def _samples(self) -> list[np.ndarray]:
-        # An empty file cannot be mapped.
-        return [np.memmap(f, dtype="<i2", mode="r") if f.stat().st_size else np.zeros(0, "<i2") for f in self.files]
+        return _map(self.files)
 
     def audio(self, index: int) -> np.ndarray:
         """Samples of one clip, float32 ``[n]`` at 16 kHz."""
@@ -213,6 +218,12 @@ class ClipLibrary:
         fields = [field.name for field in dataclasses.fields(Clip)]
         clips = [Clip(**{name: row[name] for name in fields}) for row in rows]
         splits = [split_of(clip) for clip in clips]
+        samples = _map(files)
+        copies = copies_across_splits([samples[file][a:b] for file, a, b in spans], splits)
+        dropped |= {clips[i].key: f"a copy of {clips[kept].key}, {splits[kept]}" for i, kept in copies.items()}
+        stay = [i for i in range(len(clips)) if i not in copies]
+        clips, splits = [clips[i] for i in stay], [splits[i] for i in stay]
+        spans, rows = [spans[i] for i in stay], [rows[i] for i in stay]
         digests, cut = [row["sha256"] for row in rows], [row["cut"] for row in rows]
         name = hashlib.sha256(json.dumps([names, splits, digests]).encode()).hexdigest()[:12]
         return cls(clips, splits, spans, files, cut, digests, dropped, name)

@@ -73,6 +73,19 @@ class TestOpen:
         assert np.abs(np.fft.rfft(library.audio(1))).argmax() / library.seconds(1) == pytest.approx(500, abs=5)
         assert open_library(replace(source, index=lambda _: iter(clips[:1])), tmp_path).name != library.name
 
+    def test_copies_under_two_headers_are_in_one_split(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = plant(tmp_path, 0.5, 0.6, 0.7)
+        clips = list(source.index(tmp_path))
+        samples, rate = soundfile.read(tmp_path / clips[2].key, dtype="int16")
+        soundfile.write(tmp_path / clips[0].key, samples, rate, subtype="FLOAT")  # the same samples, another file
+        splits = dict(zip((clip.key for clip in clips), ("test", "train", "train"), strict=True))
+        monkeypatch.setattr(library_module, "split_of", lambda clip: splits[clip.key])
+        library = open_library(source, tmp_path)
+        assert [clip.key for clip in library.clips] == [clips[1].key, clips[2].key]
+        assert library.splits == ["train", "train"]
+        assert [library.seconds(i) for i in range(2)] == pytest.approx([0.6, 0.7], abs=0.02)
+        assert dict(library.dropped) == {clips[0].key: f"a copy of {clips[2].key}, train"}
+
     def test_other_clips_make_another_library(self, tmp_path: Path) -> None:
         source = plant(tmp_path, 0.5, 0.6)
         clips = list(source.index(tmp_path))
