@@ -1,10 +1,16 @@
-"""Shell scripts do what their first lines say."""
+"""Scripts do what their first lines say."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 from pathlib import Path
+
+import pytest
+import torch
+
+from headrouter_pl import tensorfile
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 STAND_IN = """#!/usr/bin/env bash
@@ -48,3 +54,17 @@ def test_the_pocket_models_training_stops_with_a_run_that_fails(tmp_path: Path) 
     status, asked = train_pocket(tmp_path, stopped="pocket_encoder")
     assert status == 1
     assert len(asked) == 1
+
+
+def test_several_adapters_ship_as_their_mean(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("ship_pocket", SCRIPTS / "ship_pocket.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for index, values in enumerate(([1.0, 2.0], [2.0, 4.0], [6.0, 0.0], [1.0, 2.0, 3.0])):
+        tensorfile.write(tmp_path / str(index), {"a": torch.tensor(values, dtype=torch.float16)})
+    (found,) = script.mean([tmp_path / str(index) for index in range(3)]).values()
+    torch.testing.assert_close(found, torch.tensor([3.0, 2.0]))
+    with pytest.raises(SystemExit, match="another adapter"):
+        script.mean([tmp_path / "0", tmp_path / "3"])
