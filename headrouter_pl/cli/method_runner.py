@@ -288,6 +288,10 @@ def build_scorer(method: Method, seed: int | None) -> Scorer:
         ) from error
     if not isinstance(scorer, Scorer):
         raise ConfigurationError(f"Method {method.name!r}: {method.scorer!r} gives no scorer, but {scorer!r}.")
+    if seed is not None and not hasattr(scorer, "seed"):
+        raise ConfigurationError(
+            f"Method {method.name!r}: scorer {method.scorer!r} has no attribute seed, which each question sets anew."
+        )
     return scorer
 
 

@@ -29,6 +29,7 @@ from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.answering import AudioReader, EncodedPrompter
 from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.scorers.stride import StrideScorer
 
 torch.set_num_threads(1)
 
@@ -483,6 +484,18 @@ def test_methods_are_values() -> None:
     (method,) = read_methods([{"name": "r", "scorer": "random", "seeds": [3]}])
     assert method == Method("r", "random", seeds=[3])
     assert build_scorer(method, 3).seed == 3  # type: ignore[attr-defined]
+
+
+class DrawsOnce(StrideScorer):
+    """Takes a seed, and keeps none that could be set for each question."""
+
+    def __init__(self, seed: int) -> None: ...
+
+
+def test_seeds_must_reach_the_scorer() -> None:
+    (method,) = read_methods([{"name": "r", "scorer": f"{__name__}.DrawsOnce", "seeds": [3]}])
+    with pytest.raises(HeadRouterError, match="no attribute seed"):
+        build_scorer(method, 3)
 
 
 def test_a_draw_of_its_own_for_each_question_and_seed(questions: PocketBenchmark) -> None:
