@@ -1,37 +1,63 @@
-"""Draws the confusion matrices of an evaluation of the pocket model, and a learning curve over several.
+"""Draws what the pocket model says for what, and the learning curves of its training.
 
-    python benchmarks/pocket_pictures.py docs/data/pocket_eval.json --folder docs/images \
-        --curve 1200=first.json 1400=second.json 2706=third.json 3456=fourth750.json 3905=fourth.json
+    python benchmarks/pocket_pictures.py --evaluation docs/data/pocket_eval.json
+    python benchmarks/pocket_pictures.py --logs outputs --output docs/data/pocket_training.json
 
-The files are those of ``headrouter-pl evaluate --output``; of the curve, each of ``--checkpoint`` at a number of steps.
+The evaluation is that of ``headrouter-pl evaluate --output``, the logs those that ``scripts/train_pocket.sh`` leaves.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 TASKS = ("language", "speaker", "sound", "instrument")
+RUNS = {"pocket_encoder": "encoder", "pocket": "decoder", "pocket_scenes": "fuller audio"}
 
 
 def main() -> None:
-    """Writes ``pocket_confusions.png``, and ``pocket_curve.png`` if there is a curve."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("evaluation", type=Path)
+    """Writes ``pocket_confusions.png``, or ``pocket_curve.png`` and its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluation", type=Path)
+    parser.add_argument("--logs", type=Path, help="the folder with a folder of logs for each run")
+    parser.add_argument("--output", type=Path, help="file for the figures of the logs")
     parser.add_argument("--folder", default=Path("docs/images"), type=Path)
-    parser.add_argument("--curve", nargs="*", default=[], metavar="STEPS=FILE")
     given = parser.parse_args()
-    confusions = json.loads(given.evaluation.read_text(encoding="utf-8"))["confusions"]
-    draw_confusions(confusions).savefig(given.folder / "pocket_confusions.png")
-    if given.curve:
-        points = [(int(steps), Path(name)) for steps, _, name in (entry.partition("=") for entry in given.curve)]
-        evaluations = {steps: json.loads(path.read_text(encoding="utf-8")) for steps, path in sorted(points)}
-        draw_curve(evaluations).savefig(given.folder / "pocket_curve.png")
+    if given.evaluation is not None:
+        confusions = json.loads(given.evaluation.read_text(encoding="utf-8"))["confusions"]
+        draw_confusions(confusions).savefig(given.folder / "pocket_confusions.png")
+    if given.logs is not None:
+        runs = {run: read_validation(given.logs / run) for run in RUNS}
+        if given.output is not None:
+            command = shlex.join(["python", "benchmarks/pocket_pictures.py", *sys.argv[1:]])
+            rows = [{"run": run, **row} for run, found in runs.items() for row in found]
+            given.output.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        draw_curves(runs).savefig(given.folder / "pocket_curve.png")
+
+
+def read_validation(folder: Path) -> list[dict[str, float]]:
+    """What a run's validation measured, by step; a run that was stopped has several logs, of which the later count."""
+    logs = sorted(folder.glob("version_*/metrics.csv"), key=lambda log: int(log.parent.name.removeprefix("version_")))
+    if not logs:
+        raise SystemExit(f"{folder} holds no logs")
+    found: dict[int, dict[str, float]] = {}
+    for log in logs:
+        with log.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                scores = {name.removeprefix("val/"): float(v) for name, v in row.items() if v and "val/" in name}
+                if scores:
+                    step = int(row["step"]) + 1
+                    found[step] = {"step": step, **scores}
+    return [found[step] for step in sorted(found)]
 
 
 def draw_confusions(confusions: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -57,22 +83,20 @@ def draw_confusions(confusions: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def draw_curve(evaluations: dict[int, dict[str, Any]]) -> Figure:
-    """Share of right answers of each type of question over the steps of training."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=90)
-    axes = figure.add_subplot()
-    for kind in ("semantic", "voice", "sound"):
-        found = [
-            row for evaluation in evaluations.values() for row in evaluation["rows"]
-            if (row["task"], row["type"], row["length_s"]) == ("all", kind, "8-15")
-        ]  # fmt: skip
-        shares = [row["accuracy"] for row in found]
-        axes.plot(list(evaluations), shares, marker="o", label=f"{kind}, n = {found[0]['n']}")
-    axes.set_xlabel("steps of training")
-    axes.set_ylabel(f"share right, {next(iter(evaluations.values()))['split']} split, 8-15 s")
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-    axes.legend()
+def draw_curves(runs: dict[str, list[dict[str, float]]]) -> Figure:
+    """Share of right answers to each task over the steps of each run."""
+    figure = Figure(figsize=(13, 6), layout="constrained", dpi=90)
+    for axes, (run, rows) in zip(np.atleast_1d(figure.subplots(1, len(runs), sharey=True)), runs.items(), strict=True):
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]  # more tasks than colours
+        for task in sorted({name for row in rows for name in row} - {"step", "loss", "ctc"}):
+            points = [(row["step"], row[task]) for row in rows if task in row]
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=task)
+        axes.set_title(RUNS[run])
+        axes.set_xlabel("step")
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    figure.supylabel("share right, validation windows")
     return figure
 
 
