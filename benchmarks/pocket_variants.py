@@ -9,6 +9,7 @@ and asked the questions of the validation split (`headrouter-pl compare`). A run
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shlex
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from headrouter_pl.cli.compare import compare
 from headrouter_pl.cli.tables import dump_figures, format_table
 from headrouter_pl.comparison import UNPRUNED
 from headrouter_pl.functional import select_tokens
+from headrouter_pl.models.checkpoints import ADAPTER_FILE
+from headrouter_pl.models.pocket_weights import POCKET_ADAPTER
 from headrouter_pl.results import write_text
 from headrouter_pl.scorers import HeadRouterScorer, ScoringInputs
 
@@ -134,11 +137,12 @@ def main() -> None:
     parser.add_argument("--keep_ratio", default=0.1, type=float)
     parser.add_argument("--lengths", default=LENGTHS, type=int, nargs="+", help="seconds of the scenes asked about")
     parser.add_argument("--max_scenes", type=int, help="of each length")
-    parser.add_argument(
-        "--folder", default=Path("outputs/variants"), type=Path, help="profiles and answers, of these weights"
-    )
+    parser.add_argument("--folder", type=Path, help="profiles and answers; one for each weights by default")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args()
+    if given.folder is None:  # a profile that is there is taken, and must be of the same weights
+        adapter = (POCKET_ADAPTER if given.weights == "shipped" else Path(given.weights)) / ADAPTER_FILE
+        given.folder = Path("outputs/variants") / hashlib.sha256(adapter.read_bytes()).hexdigest()[:8]
     methods = [
         prepare(form, name, changes, given) for form, variants in VARIANTS.items() for name, changes in variants.items()
     ]
