@@ -20,6 +20,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from headrouter_pl.cli.tables import dump_figures
+from headrouter_pl.results import write_text
+
 TASKS = ("language", "speaker", "sound", "instrument")
 RUNS = {"pocket_encoder": "encoder", "pocket": "decoder", "pocket_scenes": "fuller audio"}
 
@@ -32,6 +35,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file for the figures of the logs")
     parser.add_argument("--folder", default=Path("docs/images"), type=Path)
     given = parser.parse_args()
+    if given.evaluation is None and given.logs is None:
+        parser.error("nothing to draw: give --evaluation or --logs")
     if given.evaluation is not None:
         confusions = json.loads(given.evaluation.read_text(encoding="utf-8"))["confusions"]
         draw_confusions(confusions).savefig(given.folder / "pocket_confusions.png")
@@ -40,7 +45,7 @@ def main() -> None:
         if given.output is not None:
             command = shlex.join(["python", "benchmarks/pocket_pictures.py", *sys.argv[1:]])
             rows = [{"run": run, **row} for run, found in runs.items() for row in found]
-            given.output.write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            write_text(given.output, dump_figures({"command": command, "rows": rows}))
         draw_curves(runs).savefig(given.folder / "pocket_curve.png")
 
 

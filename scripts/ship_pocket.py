@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from headrouter_pl import LALMModule, tensorfile
-from headrouter_pl.models.checkpoints import ADAPTER_FILE, PROJECTOR_FILE
+from headrouter_pl import tensorfile
+from headrouter_pl.models.checkpoints import ADAPTER_FILE, PROJECTOR_FILE, load_adapter
+from headrouter_pl.models.pocket import load_pocket
 from headrouter_pl.models.pocket_weights import export_pocket
 
 
@@ -45,9 +46,8 @@ def main() -> None:
         shutil.copy(options.adapters[0] / "adapter_config.json", folder)
         for name in (ADAPTER_FILE, PROJECTOR_FILE):
             tensorfile.write(folder / name, mean([adapter / name for adapter in options.adapters]))
-        module = LALMModule("pocket-untrained", adapter=str(folder), train_projector=True)
         about = {"command": shlex.join(["python", "scripts/ship_pocket.py", *sys.argv[1:]])}
-        export_pocket(module, options.output, about=about)
+        export_pocket(load_adapter(load_pocket()[0], folder), options.output, about=about)
 
 
 if __name__ == "__main__":

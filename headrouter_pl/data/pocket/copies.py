@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from headrouter_pl.data.pocket.splits import SPLITS
+
 __all__ = ["copies_across_splits"]
 
-_SPLITS = "train", "validation", "test"  # of copies, that of the first of these stays: the others shall be unheard
 _STEPS = 8  # of 16 bits: by so much, at most, one recording may differ from itself, converted or resampled twice
 
 
@@ -18,7 +19,7 @@ def copies_across_splits(recordings: Sequence[np.ndarray], splits: Sequence[str]
 
     Args:
         recordings: int16 ``[n]`` each.
-        splits: Split of each.
+        splits: Split of each. The one in the first of :data:`SPLITS` stays.
 
     Returns:
         Index of a recording to leave out -> index of the one that stays.
@@ -30,7 +31,7 @@ def copies_across_splits(recordings: Sequence[np.ndarray], splits: Sequence[str]
     for length, group in by_length.items():
         if len({splits[index] for index in group}) < 2:
             continue
-        group.sort(key=lambda index: _SPLITS.index(splits[index]))
+        group.sort(key=lambda index: SPLITS.index(splits[index]))
         few = np.linspace(0, length - 1, min(length, 64)).astype(int)  # enough to tell most apart
         heads = np.stack([recordings[index][few] for index in group]).astype(np.int32)
         for at, index in enumerate(group):
