@@ -29,7 +29,7 @@ def write_report(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] 
         drawn: Methods that the figures show; all if None.
     """
     write_text(folder / "comparison.md", page(figures))
-    print("\n\n".join(_main_tables(figures)))
+    print("\n\n".join(main_tables(figures)))
     for name in ("rows", "lengths", "tests"):
         if figures[name]:
             write_text(folder / f"{name}.csv", csv_text(figures[name]))
@@ -50,7 +50,7 @@ def page(figures: Mapping[str, Any]) -> str:
         f"{figures['questions']} of {figures['questions_planned']} questions, weights {figures['weights']}, "
         f"{figures['dtype']}, {figures['machine']}. Means over tasks; an answer that is none counts as wrong."
         + (f" Without percent, for the unpruned model never gets them right: {', '.join(unknown)}." if unknown else ""),
-        *_main_tables(figures),
+        *main_tables(figures),
     ]
     for name in dict.fromkeys(row["length_s"] for row in figures["lengths"]):
         rows = [row for row in figures["lengths"] if row["type"] == "all" and row["length_s"] == name]
@@ -94,7 +94,7 @@ def page(figures: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _main_tables(figures: Mapping[str, Any]) -> list[str]:
+def main_tables(figures: Mapping[str, Any]) -> list[str]:
     """Accuracy, agreement and cost over all questions, and accuracy of each type."""
     means = [row for row in figures["rows"] if row["task"] == "mean"]
     everything = [row for row in means if row["type"] == "all"]
