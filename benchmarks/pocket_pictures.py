@@ -66,9 +66,15 @@ def read_validation(folder: Path) -> list[dict[str, float]]:
 
 
 def draw_confusions(confusions: dict[str, list[dict[str, Any]]]) -> Figure:
-    """What was said for what, a square for each task; answers that are none of the task's are in the last column."""
+    """What was said for what, a square for each task; answers that are none of the task's are in the last column.
+
+    There are confusions of the tasks that miss a target, of the others no square.
+    """
     figure = Figure(figsize=(13, 12), layout="constrained", dpi=90)
     for axes, task in zip(figure.subplots(2, 2).flat, TASKS, strict=True):
+        if task not in confusions:
+            axes.remove()
+            continue
         pairs = [(row["right"], row["said"], row["n"]) for row in confusions[task]]
         right = sorted({pair[0] for pair in pairs})
         said = [*right, "other"]
