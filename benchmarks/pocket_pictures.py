@@ -13,6 +13,7 @@ import csv
 import json
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from headrouter_pl.cli.tables import dump_figures
 from headrouter_pl.results import write_text
 
-TASKS = ("language", "speaker", "sound", "instrument")
+ANSWERS = 20  # of a task, at most, that are shown
 RUNS = {"pocket_encoder": "encoder", "pocket": "decoder", "pocket_scenes": "fuller audio"}
 
 
@@ -66,21 +67,27 @@ def read_validation(folder: Path) -> list[dict[str, float]]:
 
 
 def draw_confusions(confusions: dict[str, list[dict[str, Any]]]) -> Figure:
-    """What was said for what, a square for each task; answers that are none of the task's are in the last column.
+    """What was said for what, a square for each task that misses a target.
 
-    There are confusions of the tasks that miss a target, of the others no square.
+    Of tasks with many answers those asked for most are shown; what is none of them is in the last column.
     """
-    figure = Figure(figsize=(13, 12), layout="constrained", dpi=90)
-    for axes, task in zip(figure.subplots(2, 2).flat, TASKS, strict=True):
-        if task not in confusions:
-            axes.remove()
-            continue
-        pairs = [(row["right"], row["said"], row["n"]) for row in confusions[task]]
-        right = sorted({pair[0] for pair in pairs})
+    columns = 2
+    lines = -(-len(confusions) // columns)
+    figure = Figure(figsize=(13, 6 * lines), layout="constrained", dpi=90)
+    squares = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in squares[len(confusions) :]:
+        axes.remove()
+    for axes, (task, pairs) in zip(squares, confusions.items(), strict=False):
+        asked = Counter[str]()
+        for pair in pairs:
+            asked[pair["right"]] += pair["n"]
+        right = sorted(name for name, _ in asked.most_common(ANSWERS))
         said = [*right, "other"]
         counts = np.zeros((len(right), len(said)), dtype=int)
-        for was, answer, count in pairs:
-            counts[right.index(was), said.index(answer if answer in right else "other")] += count
+        for pair in pairs:
+            if pair["right"] in right:
+                answer = pair["said"] if pair["said"] in right else "other"
+                counts[right.index(pair["right"]), said.index(answer)] += pair["n"]
         axes.imshow(counts, cmap="Blues")
         for (row, column), count in np.ndenumerate(counts):
             if count:
@@ -88,7 +95,7 @@ def draw_confusions(confusions: dict[str, list[dict[str, Any]]]) -> Figure:
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=shade)
         axes.set_xticks(range(len(said)), said, rotation=90, fontsize=8)
         axes.set_yticks(range(len(right)), right, fontsize=8)
-        axes.set_title(f"{task}, n = {counts.sum()}")
+        axes.set_title(f"{task}, n = {counts.sum()}" + (f" of {asked.total()}" if len(asked) > len(right) else ""))
         axes.set_xlabel("said")
         axes.set_ylabel("right")
     return figure

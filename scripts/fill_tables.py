@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headrouter_pl.cli.compare_report import main_tables, page
-from headrouter_pl.cli.evaluate import card
+from headrouter_pl.cli.evaluate import by_length, card
 from headrouter_pl.cli.tables import format_table
 from headrouter_pl.comparison import UNPRUNED
 from headrouter_pl.results import write_text
@@ -174,6 +174,11 @@ def model_card(figures: Figures, old: Cells) -> str:
     return card(figures)
 
 
+def lengths(figures: Figures, old: Cells) -> str:
+    """As the evaluation prints it."""
+    return by_length(figures)
+
+
 def main_table(number: int) -> Callable[[Figures, Cells], str]:
     """One of a comparison's main tables, without its title."""
     return lambda figures, old: main_tables(figures)[number].rpartition("\n\n")[2]
@@ -199,6 +204,7 @@ TABLES = [
     Table(RESULTS, "pocket_variants", "## What was tried", all_rows),
     Table(RESULTS, "pocket_compare_long", "## Long audio", long_audio),
     Table("docs/pocket.md", "pocket_eval", "## Results", model_card),
+    Table("docs/pocket.md", "pocket_eval", "By type and length", lengths),
     Table("docs/pocket.md", "long_positions", "--output docs/data/long_positions.json`", all_rows),
     Table("docs/finetuning.md", "lora_pruning", "python benchmarks/lora_pruning.py", fine_tuning),
     Table("docs/performance.md", "peers", "## Beside the peers' ways", peers),

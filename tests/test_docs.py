@@ -16,6 +16,7 @@ from headrouter_pl.cli.benchmark_report import page as benchmark_page
 from headrouter_pl.cli.tables import format_table
 from headrouter_pl.comparison import UNPRUNED
 from headrouter_pl.data.audiomarathon import LAYOUTS
+from headrouter_pl.data.pocket.scoring import wilson
 from headrouter_pl.tasks import TASKS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -48,6 +49,18 @@ def test_the_pocket_card_is_of_its_run() -> None:
     page = (DOCS / "pocket.md").read_text(encoding="utf-8")
     assert says(page, figures["command"])
     assert says(page, f"{figures['questions']} questions")
+
+
+def test_without_the_audio_no_task_is_answered_above_chance() -> None:
+    figures = json.loads((DOCS / "data" / "pocket_eval.json").read_text(encoding="utf-8"))
+    rows = [row for row in figures["rows"] if row["task"] != "all" and isinstance(row["length_s"], int)]
+    assert len({row["task"] for row in rows}) >= 10
+    for task in {row["task"] for row in rows}:
+        of_task = [row for row in rows if row["task"] == task]
+        count = sum(row["n"] for row in of_task)
+        right = round(sum(row["accuracy_silenced"] * row["n"] for row in of_task))
+        chance = sum(row["chance"] * row["n"] for row in of_task) / count
+        assert wilson(right, count)[0] <= chance, task
 
 
 def says(page: str, words: str) -> bool:

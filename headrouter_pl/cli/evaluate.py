@@ -161,8 +161,11 @@ def card(figures: Mapping[str, Any]) -> str:
         for name in groups:
             row = found.get(name)
             text = "" if row is None else f"{row['accuracy']:.2f} {_interval(row['ci95'], 2)}, n = {row['n']}"
-            goal = "" if row is None or "target" not in row else f" (target {row['target']:.2f})"
-            cells[f"{name} s"] = text + goal
+            if row is not None and "target" in row:
+                text += f" (target {row['target']:.2f})"
+            if row is not None and "wer" in row:
+                text += f"; WER {row['wer']:.2f} {_interval(row['wer_ci95'], 2)}"
+            cells[f"{name} s"] = text
         rows = [found[name] for name in groups if name in found]
         count = sum(row["n"] for row in rows)
         for title, key in (("chance", "chance"), ("silenced", "accuracy_silenced")):
@@ -172,11 +175,33 @@ def card(figures: Mapping[str, Any]) -> str:
     return format_table(table)
 
 
+def by_length(figures: Mapping[str, Any]) -> str:
+    """The table of each type at each length of audio.
+
+    Args:
+        figures: What ``evaluate`` writes.
+    """
+    from headrouter_pl.cli.tables import format_table
+
+    rows = [row for row in figures["rows"] if row["task"] == "all" and isinstance(row["length_s"], int)]
+    found = {(row["type"], row["length_s"]): row for row in rows}
+    lengths = sorted({length for _, length in found})
+    table = []
+    for kind in dict.fromkeys(kind for kind, _ in found):
+        told = {length: found.get((kind, length)) for length in lengths}
+        cells = (
+            "" if row is None else f"{row['accuracy']:.2f} {_interval(row['ci95'], 2)}, n = {row['n']}"
+            for row in told.values()
+        )
+        table.append({"type": kind, **dict(zip((f"{length} s" for length in lengths), cells, strict=True))})
+    return format_table(table)
+
+
 def _print(figures: Mapping[str, Any]) -> None:
     from headrouter_pl.cli.tables import format_table
 
     rows = figures["rows"]
-    print(f"\n{card(figures)}")
+    print(f"\n{card(figures)}\n\n{by_length(figures)}")
     print(f"\nPocket benchmark, {figures['split']} split: {figures['questions']} questions, {figures['dtype']}, "
           f"{figures['machine']}. 95 % intervals in brackets.")  # fmt: skip
     for title, chosen in (

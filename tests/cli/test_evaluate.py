@@ -202,12 +202,24 @@ def test_weights_or_checkpoint() -> None:
         load_model("untrained", "last.ckpt", torch.float32)
 
 
+def test_types_by_length() -> None:
+    def row(kind: str, length: int | str, accuracy: float, task: str = "all") -> dict[str, Any]:
+        return {"task": task, "type": kind, "length_s": length, "n": 10, "accuracy": accuracy, "ci95": [0.1, 0.9]}
+
+    rows = [row("voice", 8, 0.1), row("voice", "8-15", 0.2), row("sound", 15, 0.3), row("voice", 8, 0.4, "speaker")]
+    titles, _, voice, sound = command.by_length({"rows": rows}).splitlines()
+    assert [cell.strip() for cell in titles.strip("|").split("|")] == ["type", "8 s", "15 s"]
+    assert [cell.strip() for cell in voice.strip("|").split("|")] == ["voice", "0.10 [0.10, 0.90], n = 10", ""]
+    assert [cell.strip() for cell in sound.strip("|").split("|")] == ["sound", "", "0.30 [0.10, 0.90], n = 10"]
+
+
 def test_the_card_names_the_lengths_that_there_are() -> None:
     def row(length: int | str, accuracy: float, **more: Any) -> dict[str, Any]:
         return {"task": "code", "type": "semantic", "length_s": length, "n": 10, "accuracy": accuracy,
                 "ci95": [0.1, 0.9], "chance": 0.25, **more}  # fmt: skip
 
-    lines = command.card({"rows": [row(8, 0.1), row("8-15", 0.2, target=0.9), row(15, 0.3), row(60, 0.4)]}).splitlines()
+    short = row("8-15", 0.2, target=0.9, wer=0.5, wer_ci95=[0.4, 0.6])
+    lines = command.card({"rows": [row(8, 0.1), short, row(15, 0.3), row(60, 0.4)]}).splitlines()
     assert [cell.strip() for cell in lines[0].split("|")][3:5] == ["8-15 s", "60 s"]
-    assert "0.20 [0.10, 0.90], n = 10 (target 0.90)" in lines[2]
+    assert "0.20 [0.10, 0.90], n = 10 (target 0.90); WER 0.50 [0.40, 0.60]" in lines[2]
     assert "0.40" in lines[2]
