@@ -4,6 +4,7 @@
 # all three: on two CPU cores
 #
 #   OMP_NUM_THREADS=1 scripts/train_pocket.sh --trainer.devices 2 --trainer.strategy ddp --trainer.precision bf16-mixed
+#   headrouter-pl evaluate --weights outputs/pocket_weights
 set -euo pipefail
 options=("$@")
 
@@ -18,3 +19,4 @@ run() {
 run pocket_encoder --config configs/pocket_encoder.yaml
 run pocket --config configs/pocket_lora.yaml
 run pocket_scenes --config configs/pocket_lora.yaml --config configs/pocket_scenes.yaml
+python "$(dirname "$0")/ship_pocket.py" outputs/pocket_scenes/adapter --output outputs/pocket_weights

@@ -25,12 +25,16 @@ mkdir -p outputs/$run/checkpoints outputs/$run/adapter
 [ "$run" != "$STOPPED" ] || { touch outputs/$run/checkpoints/last.ckpt; exit 1; }
 touch outputs/$run/adapter/adapter_config.json
 """
+PYTHON = """#!/usr/bin/env bash
+echo "python ${1##*/} ${*:2}" >> asked
+"""
 
 
 def train_pocket(folder: Path, stopped: str = "") -> tuple[int, list[str]]:
-    """The script's exit status, and what it asks of ``headrouter-pl``, a stand-in that can be stopped in a run."""
-    (folder / "headrouter-pl").write_text(STAND_IN, encoding="utf-8")
-    (folder / "headrouter-pl").chmod(0o755)
+    """The script's exit status, and what it asks of stand-ins; that for ``headrouter-pl`` can be stopped in a run."""
+    for name, stand_in in (("headrouter-pl", STAND_IN), ("python", PYTHON)):
+        (folder / name).write_text(stand_in, encoding="utf-8")
+        (folder / name).chmod(0o755)
     (folder / "asked").write_text("", encoding="utf-8")
     done = subprocess.run(
         [SCRIPTS / "train_pocket.sh", "--trainer.devices", "2"],
@@ -47,8 +51,9 @@ def test_the_pocket_models_training_goes_on_where_it_was(tmp_path: Path) -> None
     scenes = "fit --config configs/pocket_lora.yaml --config configs/pocket_scenes.yaml --trainer.devices 2"
     assert train_pocket(tmp_path, stopped="pocket") == (1, [encoder, f"{decoder} --trainer.devices 2"])
     resumed = f"{decoder} --ckpt_path outputs/pocket/checkpoints/last.ckpt --trainer.devices 2"
-    assert train_pocket(tmp_path) == (0, [resumed, scenes])
-    assert train_pocket(tmp_path) == (0, [])
+    ship = "python ship_pocket.py outputs/pocket_scenes/adapter --output outputs/pocket_weights"
+    assert train_pocket(tmp_path) == (0, [resumed, scenes, ship])
+    assert train_pocket(tmp_path) == (0, [ship])
 
 
 def test_the_pocket_models_training_stops_with_a_run_that_fails(tmp_path: Path) -> None:
