@@ -23,7 +23,7 @@ def parsed(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """What ``fit`` reads of each run's files, types and names checked."""
     found = {}
     for run, names in RUNS.items():
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             main(["fit", *(f"--config={CONFIGS / name}.yaml" for name in names), "--print_config"])
         found[run] = yaml.safe_load(capsys.readouterr().out)
     return found
