@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,7 @@ from headrouter_pl.digest import digest
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel, ProcessorMixin
 
 __all__ = [
@@ -48,6 +51,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 """What weights may be kept in."""
 ADAPTER_FILE = "adapter_model.safetensors"
 """Weights in peft's format."""
+_CONFIG_FILE = "adapter_config.json"  # without it neither peft nor we read an adapter
 _PARTS = {
     # Checkpoints that can speak: the part that listens and writes is loaded, whose generate is the common one.
     "Qwen2_5OmniModel": "Qwen2_5OmniThinkerForConditionalGeneration",  # the name in the published ones
@@ -132,14 +136,10 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     Raises:
         HeadRouterError: If the folder has no such adapter, or it does not fit the model.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict
 
     folder = Path(folder)
-    try:
-        saved = tensorfile.read(folder / ADAPTER_FILE)[1]
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, HeadRouterError) as error:
-        raise HeadRouterError(f"{folder} has no adapter in peft's format: {error}") from error
+    saved, config = _read_adapter(folder)
     projector = tensorfile.read(folder / PROJECTOR_FILE)[1] if (folder / PROJECTOR_FILE).is_file() else None
     config.inference_mode = False
     try:
@@ -157,6 +157,16 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     return adapted
 
 
+def _read_adapter(folder: Path) -> tuple[dict[str, Tensor], PeftConfig]:
+    """The weights of an adapter in peft's format, and its config."""
+    from peft import PeftConfig
+
+    try:
+        return tensorfile.read(folder / ADAPTER_FILE)[1], PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, HeadRouterError) as error:
+        raise HeadRouterError(f"{folder} has no adapter in peft's format: {error}") from error
+
+
 def encoder_digest(source: str | Path | PeftModel) -> str:
     """Names the weights of the encoder's part of a LoRA adapter, and how they are scaled, in sixteen hex digits.
 
@@ -169,12 +179,11 @@ def encoder_digest(source: str | Path | PeftModel) -> str:
     Raises:
         HeadRouterError: If the folder has no adapter.
     """
-    from peft import PeftConfig, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
 
     config: Any
     if isinstance(source, (str, Path)):
-        saved = tensorfile.read(Path(source) / ADAPTER_FILE)[1]
-        config = PeftConfig.from_pretrained(str(source))
+        saved, config = _read_adapter(Path(source))
     else:
         saved, config = get_peft_model_state_dict(source), source.peft_config["default"]
     weights = {name: saved[name] for name in sorted(saved) if f".{ENCODER}." in name}
@@ -187,9 +196,11 @@ def save_adapter(
 ) -> Path:
     """Saves the adapter of a model in peft's format, which :func:`load_adapter` and peft itself read.
 
+    ``adapter_config.json`` appears last: a folder that has it has all the rest, of the same adapter.
+
     Args:
         model: A PEFT model with one adapter.
-        folder: Where to; files that are there are replaced.
+        folder: Where to; files that are there are replaced, and while that is under way there is no adapter to read.
         state: The model's state dict, if the model does not hold all of it (sharded weights).
         projector: Whether to save the projector too, as ``projector.safetensors``.
 
@@ -204,12 +215,23 @@ def save_adapter(
     if not isinstance(model, PeftModel):
         raise HeadRouterError("There is no adapter to save: the model was trained without one.")
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     whole = dict(model.state_dict() if state is None else state)
-    model.save_pretrained(str(folder), state_dict=whole)
-    if projector:
-        tensorfile.write(folder / PROJECTOR_FILE, projector_state(whole))
-    else:
-        (folder / PROJECTOR_FILE).unlink(missing_ok=True)  # of another run
+    with tempfile.TemporaryDirectory(dir=folder) as name:  # in it, for what is beside it may be another disk
+        scratch = Path(name)
+        if (folder / "README.md").is_file():
+            shutil.copy(folder / "README.md", scratch)  # peft adds to the card that is there
+        model.save_pretrained(name, state_dict=whole)
+        if projector:
+            tensorfile.write(scratch / PROJECTOR_FILE, projector_state(whole))
+        # Adapters that are not called "default" are in folders of their own.
+        files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
+        configs = [file for file in files if file.name == _CONFIG_FILE]
+        for file in (*configs, Path(PROJECTOR_FILE)):
+            (folder / file).unlink(missing_ok=True)  # of another run
+        for file in (*(file for file in files if file not in configs), *configs):
+            (folder / file).parent.mkdir(exist_ok=True)
+            os.replace(scratch / file, folder / file)
     return folder
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ from torch import Tensor, nn
 
 from headrouter_pl import AudioTokenPruner
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError
-from headrouter_pl.models.checkpoints import get_dtype, load_adapter, load_checkpoint, save_adapter, save_merged
+from headrouter_pl.models.checkpoints import (
+    encoder_digest,
+    get_dtype,
+    load_adapter,
+    load_checkpoint,
+    save_adapter,
+    save_merged,
+)
 
 FAMILY = "audioflamingo3"
 TARGETS = ["q_proj", "down_proj"]
@@ -57,6 +66,58 @@ def test_an_adapter_comes_back_with_its_projector(tmp_path: Path) -> None:
     assert {name for name, weight in again.named_parameters() if weight.requires_grad} == {
         name for name, _ in again.named_parameters() if "lora_" in name
     }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("former", [False, True], ids=["new", "over a former one"])
+def test_of_an_export_that_was_killed_nothing_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: bool
+) -> None:
+    """Nor is anything of it mixed with what was there."""
+    model, other = adapted(), adapted(seed=1)
+    whole = contents(save_adapter(model, tmp_path / "whole", projector=True))
+    replace = os.replace
+    for stop in count():
+        folder = tmp_path / str(stop)
+        before = contents(save_adapter(other, folder, projector=True)) if former else {}
+        steps = count()
+
+        def killed(scratch: Path, path: Path, steps: Any = steps, stop: int = stop) -> None:
+            if next(steps) == stop:
+                raise KeyboardInterrupt
+            replace(scratch, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            try:
+                save_adapter(model, folder, projector=True)
+            except KeyboardInterrupt:
+                pass
+            else:
+                assert contents(folder) == whole
+                break
+        if contents(folder) != before or not former:
+            with pytest.raises(HeadRouterError, match="has no adapter in peft's format"):
+                load_adapter(tiny.build(FAMILY), folder)
+    assert stop == len(whole) + 1  # each file, and the projector's own step
+
+
+def test_what_a_user_wrote_into_the_card_stays(tmp_path: Path) -> None:
+    save_adapter(adapted(), tmp_path)
+    card = tmp_path / "README.md"
+    card.write_text(card.read_text() + "\nTrained on birds.\n")
+    save_adapter(adapted(), tmp_path)
+    assert "Trained on birds." in card.read_text()
+
+
+def test_a_named_adapter_is_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    model = get_peft_model(tiny.build(FAMILY), LoraConfig(r=2, target_modules=TARGETS), adapter_name="birds")
+    for _ in range(2):
+        save_adapter(model, tmp_path)
+        assert PeftModel.from_pretrained(tiny.build(FAMILY), str(tmp_path / "birds")).peft_config
 
 
 def test_peft_reads_an_adapter(tmp_path: Path) -> None:
@@ -129,6 +190,8 @@ class TestRefusals:
         (folder / file).unlink()
         with pytest.raises(HeadRouterError, match="has no adapter in peft's format"):
             load_adapter(tiny.build(FAMILY), folder)
+        with pytest.raises(HeadRouterError, match="has no adapter in peft's format"):
+            encoder_digest(folder)
 
     @pytest.mark.parametrize(
         ("file", "message"),
