@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
+from headrouter_pl.digest import digest
+from headrouter_pl.errors import HeadRouterError
+
 __all__ = ["LengthBucketSampler", "ResumableBatchSampler", "ResumableDataLoader"]
 
 
@@ -22,11 +25,13 @@ class ResumableBatchSampler(BatchSampler):
     Attributes:
         epoch: Decides the order.
         done: Batches of the epoch that have been used; :class:`ResumableDataLoader` counts them.
+        plan: Digest of what the batches of all processes are made by, if the subclass sets it.
     """
 
     def __init__(self) -> None:
         self.epoch = 0
         self.done = 0
+        self.plan = ""
         self._skip = 0
         # By these names Lightning finds set_epoch, and sees a batch sampler.
         self.sampler, self.batch_size, self.drop_last = self, 1, False  # type: ignore[assignment]
@@ -37,14 +42,31 @@ class ResumableBatchSampler(BatchSampler):
             self._skip = 0
         self.epoch = epoch
 
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and the batches of it that have been used."""
-        return {"epoch": self.epoch, "done": self.done}
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, the batches of it that have been used, and what tells whether they are the same in another run."""
+        return {"epoch": self.epoch, "done": self.done, **self._identity()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration over that epoch begin after the batches that had been used."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes the next iteration over that epoch begin after the batches that had been used.
+
+        Raises:
+            HeadRouterError: If the state is of the middle of an epoch of other batches, or of another number of
+                processes. A state of an earlier version does not tell, and is taken.
+        """
+        done, batches = state["done"], state.get("batches")
+        now = self._identity()
+        wrong = [f"{name}: {state[name]}, now {now[name]}" for name in now if state.get(name, now[name]) != now[name]]
+        if wrong and 0 < done < batches:
+            raise HeadRouterError(
+                f"The checkpoint is of the middle of an epoch with other batches ({'; '.join(wrong)}). Resume it with "
+                "the number of processes, data, batch size and seed that it was made with, or begin a run of its own "
+                "with its weights (LALMModule's initial_checkpoint)."
+            )
         self.set_epoch(state["epoch"])
-        self._skip = state["done"]
+        self._skip = len(self) if done == batches else done  # an epoch that is over is over with any batches
+
+    def _identity(self) -> dict[str, Any]:
+        return {"processes": _world()[1], "batches": len(self), "plan": self.plan}
 
     def __iter__(self) -> Iterator[list[int]]:
         self.done, self._skip = self._skip, 0
@@ -96,6 +118,7 @@ class LengthBucketSampler(ResumableBatchSampler):
             size = min(max(1, max_tokens // ordered[at]), len(ordered) - at)
             self._sizes.append(size)
             at += size
+        self.plan = digest([self._rounded, self._sizes, seed, shuffle])
 
     def __len__(self) -> int:
         """Batches of this process in an epoch."""
@@ -128,11 +151,11 @@ class ResumableDataLoader(DataLoader[Any]):
             self.batch_sampler.done += 1  # counted here, not in the sampler: workers ask it ahead of time
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The sampler's."""
         return self.batch_sampler.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The sampler's."""
         self.batch_sampler.load_state_dict(state)
 

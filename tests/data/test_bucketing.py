@@ -12,6 +12,7 @@ from torch.utils.data import DistributedSampler
 
 from headrouter_pl.data import bucketing
 from headrouter_pl.data.bucketing import LengthBucketSampler, ResumableDataLoader
+from headrouter_pl.errors import HeadRouterError
 
 LENGTHS = torch.randint(1, 300, (97,), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -67,6 +68,50 @@ def test_processes_share_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert together[len(whole) :] == whole[: len(together) - len(whole)]
 
 
+class TestResume:
+    def test_of_other_batches_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(bucketing, "_world", lambda: (0, 2))
+            sampler = LengthBucketSampler(LENGTHS, 700)
+            sampler.done = 3
+            state = sampler.state_dict()
+            patch.setattr(bucketing, "_world", lambda: (1, 2))
+            other = LengthBucketSampler(LENGTHS, 700)
+            other.load_state_dict(state)  # that of the first process is everybody's
+            assert list(other) == list(LengthBucketSampler(LENGTHS, 700))[3:]
+        few, many = state["batches"], len(LengthBucketSampler(LENGTHS, 700))
+        assert few < many
+        with pytest.raises(HeadRouterError, match=rf"\(processes: 2, now 1; batches: {few}, now {many}\).*initial_ch"):
+            LengthBucketSampler(LENGTHS, 700).load_state_dict(state)
+
+    @pytest.mark.parametrize(
+        ("lengths", "budget", "options"),
+        [(LENGTHS[:-1], 700, {}), (LENGTHS, 300, {}), (LENGTHS, 700, {"seed": 1}), (LENGTHS, 700, {"shuffle": False})],
+    )
+    def test_of_another_plan_is_refused(self, lengths: list[int], budget: int, options: dict[str, int]) -> None:
+        sampler = LengthBucketSampler(LENGTHS, 700)
+        sampler.done = 3
+        other = LengthBucketSampler(lengths, budget, **options)  # type: ignore[arg-type]
+        with pytest.raises(HeadRouterError, match=f"plan: {sampler.plan}, now {other.plan}"):
+            other.load_state_dict(sampler.state_dict())
+
+    def test_between_epochs_the_batches_may_change(self) -> None:
+        sampler = LengthBucketSampler(LENGTHS, 700)
+        other = LengthBucketSampler(LENGTHS, 300)
+        other.load_state_dict(sampler.state_dict())
+        assert list(other) == list(LengthBucketSampler(LENGTHS, 300))
+        sampler.done = len(sampler)
+        assert sampler.done < len(other)
+        other.load_state_dict(sampler.state_dict())
+        assert list(other) == []
+        assert epochs(other, 1) == epochs(LengthBucketSampler(LENGTHS, 300), 1)
+
+    def test_a_state_of_before_is_taken(self) -> None:
+        sampler = LengthBucketSampler(LENGTHS, 700)
+        sampler.load_state_dict({"epoch": 2, "done": 3})
+        assert list(sampler) == epochs(LengthBucketSampler(LENGTHS, 700), 2)[0][3:]
+
+
 class Seen(L.LightningModule):
     """Learns nothing, notes every batch."""
 
@@ -83,12 +128,12 @@ class Seen(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(folder: Path, steps: int, resume: Path | None = None, workers: int = 0) -> list[list[int]]:
+def fit(folder: Path, steps: int, resume: Path | None = None, workers: int = 0, budget: int = 3000) -> list[list[int]]:
     """The batches of a run that leaves a checkpoint after each step."""
 
     class Data(L.LightningDataModule):
         def train_dataloader(self) -> ResumableDataLoader:
-            sampler = LengthBucketSampler(LENGTHS, 3000)
+            sampler = LengthBucketSampler(LENGTHS, budget)
             return ResumableDataLoader(list(range(97)), batch_sampler=sampler, num_workers=workers)
 
     module = Seen()
@@ -111,6 +156,12 @@ def test_a_resumed_run_goes_on_with_the_next_batch(tmp_path: Path, workers: int)
         start = fit(tmp_path, stop, workers=workers)
         rest = fit(tmp_path, 3 * size, resume=tmp_path / f"step={stop}.ckpt", workers=workers)
         assert start + rest == whole
+
+
+def test_a_checkpoint_of_other_batches_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path, 2)
+    with pytest.raises(HeadRouterError, match="of the middle of an epoch with other batches"):
+        fit(tmp_path, 3, resume=tmp_path / "step=2.ckpt", budget=2000)
 
 
 def test_lightning_can_put_its_distributed_sampler_in() -> None:

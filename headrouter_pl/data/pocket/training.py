@@ -30,6 +30,7 @@ from headrouter_pl.data.pocket.windows import (
     draw_window,
     heard_in,
 )
+from headrouter_pl.digest import digest
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.checkpoints import encoder_digest
 
@@ -114,6 +115,7 @@ class CurriculumSampler(ResumableBatchSampler):
         super().__init__()
         self.stages = [LengthBucketSampler(stage, max_tokens, seed=seed + i) for i, stage in enumerate(lengths)]
         self.offsets = np.cumsum([0, *(len(stage) for stage in lengths)]).tolist()
+        self.plan = digest([stage.plan for stage in self.stages])
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of every stage."""

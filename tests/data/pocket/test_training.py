@@ -24,6 +24,7 @@ from headrouter_pl.data.pocket.windows import (
     draw_varied_window,
     draw_window,
 )
+from headrouter_pl.errors import HeadRouterError
 
 FRAMES = round(WINDOW_SECONDS * FRAMES_PER_SECOND)
 STAGES = [Stage(30, (1, 2), questions=3), Stage(10, windows=2, questions=8)]
@@ -213,6 +214,14 @@ class TestCurriculum:
         resumed = CurriculumSampler(self.LENGTHS, 200, seed=3)
         resumed.load_state_dict({"epoch": 0, "done": used})
         assert list(resumed) == whole[used:]
+
+    def test_a_state_of_other_stages_is_refused(self) -> None:
+        sampler = CurriculumSampler(self.LENGTHS, 200, seed=3)
+        sampler.done = 4
+        other = CurriculumSampler(self.LENGTHS[::-1], 200, seed=3)
+        assert len(other) == len(sampler)
+        with pytest.raises(HeadRouterError, match=rf"other batches \(plan: {sampler.plan}, now {other.plan}\)"):
+            other.load_state_dict(sampler.state_dict())
 
     def test_the_epoch_after_a_resumed_one_is_whole(self) -> None:
         sampler = CurriculumSampler(self.LENGTHS, 200, seed=3)
