@@ -19,6 +19,7 @@ __all__ = [
     "check_output",
     "format_table",
     "json_lines",
+    "move",
     "parse_json_lines",
     "replacing",
     "write_text",
@@ -146,9 +147,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
     scratch = Path(f"{path}.{os.getpid()}.tmp")
     try:
         yield scratch
-        os.replace(scratch, path)
+        move(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def move(scratch: Path, path: str | Path) -> None:
+    """Gives a file that was written its name, which may be another's on the same disk."""
+    with open(scratch, "rb+") as written:
+        os.fsync(written.fileno())  # else a machine that fails may keep the name and lose the content
+    os.replace(scratch, path)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,20 @@ def test_write_text(tmp_path: Path) -> None:
         write_text(path, text)
         assert path.read_text(encoding="utf-8") == text
     assert [*path.parent.iterdir()] == [path]
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "page.md", []
+    path.write_text("one")
+
+    def sync(number: int) -> None:
+        assert path.read_text() == "one"
+        synced.append(os.fstat(number).st_ino)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_text(path, "two")
+    assert path.read_text() == "two"
+    assert synced == [path.stat().st_ino]
 
 
 def test_check_output(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from headrouter_pl import tensorfile
 from headrouter_pl.digest import digest
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
+from headrouter_pl.results import move
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -231,7 +231,7 @@ def save_adapter(
             (folder / file).unlink(missing_ok=True)  # of another run
         for file in (*(file for file in files if file not in configs), *configs):
             (folder / file).parent.mkdir(exist_ok=True)
-            os.replace(scratch / file, folder / file)
+            move(scratch / file, folder / file)
     return folder
 
 

@@ -33,6 +33,7 @@ _MAX_SECONDS = 8.0
 _MIN_SECONDS = 0.15
 _RECIPE = 1  # raise it when decoding or evening out changes
 _RECORD = "library.json"  # written last: a folder without it is not whole
+_SAMPLES = "clips.i16"
 
 
 def packages(sources: Sequence[Source] = SOURCES) -> dict[str, str]:
@@ -200,9 +201,8 @@ class ClipLibrary:
             digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
             folder = base / f"{source.name}-{digest}"
             with FileLock(base / f"{folder.name}.lock"):
-                if not (folder / _RECORD).is_file():
-                    _build(source, root, chosen, folder, progress)
-            record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+                if (record := _read_record(folder)) is None:
+                    record = _build(source, root, chosen, folder, progress)
             start = 0
             dropped |= record["dropped"]
             for row in record["clips"]:
@@ -213,7 +213,7 @@ class ClipLibrary:
                     continue
                 spans.append(span)
                 rows.append(row)
-            files.append(folder / "clips.i16")
+            files.append(folder / _SAMPLES)
             names.append(folder.name)
         fields = [field.name for field in dataclasses.fields(Clip)]
         clips = [Clip(**{name: row[name] for name in fields}) for row in rows]
@@ -229,11 +229,21 @@ class ClipLibrary:
         return cls(clips, splits, spans, files, cut, digests, dropped, name)
 
 
-def _build(source: Source, root: Path, clips: Sequence[Clip], folder: Path, progress: bool) -> None:
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """What is cached of a source; None if that is not whole, with as many samples as its clips have."""
+    try:
+        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        found = (folder / _SAMPLES).stat().st_size
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if found == 2 * sum(row["samples"] for row in record["clips"]) else None
+
+
+def _build(source: Source, root: Path, clips: Sequence[Clip], folder: Path, progress: bool) -> dict[str, Any]:
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     rows, dropped = [], {}
     try:
-        with open(scratch / "clips.i16", "wb") as out, ProcessPoolExecutor() as pool:
+        with open(scratch / _SAMPLES, "wb") as out, ProcessPoolExecutor() as pool:
             results = pool.map(_decode, ((source.read, root, clip) for clip in clips), chunksize=16)
             bar = tqdm(clips, desc=source.name, unit="clip", disable=not progress)
             for clip, result in zip(bar, results, strict=True):
@@ -243,10 +253,10 @@ def _build(source: Source, root: Path, clips: Sequence[Clip], folder: Path, prog
                 samples, digest, cut = result
                 out.write(samples)
                 rows.append(dataclasses.asdict(clip) | {"samples": len(samples) // 2, "sha256": digest, "cut": cut})
-        (scratch / _RECORD).write_text(
-            json.dumps({"clips": rows, "dropped": dropped}, ensure_ascii=False), encoding="utf-8"
-        )
+        record = {"clips": rows, "dropped": dropped}
+        (scratch / _RECORD).write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    return record

@@ -196,11 +196,11 @@ class EncodedWindows(Sequence[np.ndarray]):
         return np.load(self._paths[index // _SHARD], mmap_mode="r", allow_pickle=False)[index % _SHARD]
 
     def missing(self) -> list[int]:
-        """Numbers of the files that are not cached yet."""
-        return [number for number, path in enumerate(self._paths) if not path.is_file()]
+        """Numbers of the files that are not cached yet, or not whole."""
+        return [number for number, path in enumerate(self._paths) if not _is_whole(path)]
 
     def encode(self, model: Any, processor: Any, *, progress: bool = True) -> None:
-        """Encodes what is not cached yet; a file appears only once it is whole.
+        """Encodes what :meth:`missing` tells; a file appears only once it is whole.
 
         Args:
             model: The pocket model.
@@ -214,3 +214,14 @@ class EncodedWindows(Sequence[np.ndarray]):
             rows = [encode_audio(model, processor, render(scene, self.pools.library)) for scene in scenes]
             with replacing(self._paths[number]) as scratch, open(scratch, "wb") as out:
                 np.save(out, np.stack(rows), allow_pickle=False)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of windows is there, and as long as its header says: a full disk may have left less."""
+    if not path.is_file():
+        return False
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError):  # cut in its windows, or in its header
+        return False
+    return len(rows) == _SHARD and rows.offset + rows.nbytes == path.stat().st_size

@@ -102,6 +102,18 @@ class TestOpen:
         assert len(again.clips) == 2
         assert again.seconds(1) == pytest.approx(0.6, abs=0.02)
 
+    @pytest.mark.parametrize(("file", "kept"), [("clips.i16", -2), ("clips.i16", 0), ("library.json", -9)])
+    def test_a_short_file_is_built_again(self, tmp_path: Path, file: str, kept: int) -> None:
+        source = plant(tmp_path, 0.5, 0.6)
+        first = open_library(source, tmp_path)
+        whole = [first.audio(i).copy() for i in range(2)]
+        path = first.files[0].with_name(file)
+        path.write_bytes(path.read_bytes()[:kept])
+        again = open_library(source, tmp_path)
+        assert again.name == first.name
+        for index, samples in enumerate(whole):
+            np.testing.assert_array_equal(again.audio(index), samples)
+
     def test_a_stop_while_building_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source = plant(tmp_path, 0.5)
 

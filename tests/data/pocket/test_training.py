@@ -119,6 +119,20 @@ def test_half_a_file_is_not_taken_for_a_window(tones_library: ClipLibrary, tmp_p
     assert windows.missing() == [1]
 
 
+@pytest.mark.parametrize("kept", [0, 5, 60, 200, -1])
+def test_a_short_file_is_encoded_anew(tones_library: ClipLibrary, tmp_path: Path, kept: int) -> None:
+    windows = EncodedWindows(Pools.of(tones_library, "train"), 60, 0, tmp_path)
+    encode(windows)
+    assert not windows.missing()
+    whole = windows._paths[1].read_bytes()
+    windows._paths[1].write_bytes(whole[:kept])
+    assert windows.missing() == [1]
+    encode(windows)
+    assert windows._paths[1].read_bytes() == whole
+    np.save(windows._paths[2], np.zeros((_SHARD - 1, FRAMES, 2), np.float16))
+    assert windows.missing() == [2]
+
+
 def test_plans_are_the_same_for_the_same_seed(data: PocketDataModule) -> None:
     windows = data._windows("train")
     for stage in STAGES:
