@@ -45,9 +45,13 @@ def pocket(
         f"{found['audios']} audios, {found['hours']:.2f} h, of {found['clips']} clips.\n"
         f"Questions about an audio with two or more voices and a sound: {found['competing']:.0%}.\n"
         f"Audios with semantic and acoustic evidence at different places: {found['apart']:.0%}.\n"
-        f"Clips by the audios in which they are evidence: {uses}.\n"
-        f"Folder: {benchmark.folder}"
+        f"Clips by the audios in which they are evidence: {uses}."
     )
+    if benchmark.left_out:
+        count = sum(len(keys) for keys in benchmark.left_out.values())
+        whys = ", ".join(f"{why} {len(keys)} (first {keys[0]})" for why, keys in benchmark.left_out.items())
+        print(f"{count} recordings left out: {whys}.")
+    print(f"Folder: {benchmark.folder}")
 
 
 def _install(run: bool) -> None:

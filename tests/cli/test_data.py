@@ -74,11 +74,12 @@ def test_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         PocketItem(f"k{i}", "008-000.flac", 8.0, task, kind, "?", "!", (), 0.1, ((start, start + 1),), ((0, 1),))
         for i, (task, kind, start) in enumerate([("code", "semantic", 0.0), ("sound", "sound", 4.0)])
     ]
+    left_out: dict[str, list[str]] = {"too short": ["usr/b.wav", "usr/a.wav"], "not decoded": ["usr/c.wav"]}
     asked: dict[str, Any] = {}
 
     def open_benchmark(split: str, **options: Any) -> PocketBenchmark:
         asked.update(options, split=split)
-        return PocketBenchmark(tmp_path, items)
+        return PocketBenchmark(tmp_path, items, left_out)
 
     monkeypatch.setattr(PocketBenchmark, "open", open_benchmark)
     main(["data", "pocket", "--split", "validation", "--scenes", "3", "--seed", "5"])
@@ -91,7 +92,11 @@ def test_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "1 audios, 0.00 h, of 3 clips." in out
     assert "two or more voices and a sound: 100%" in out
     assert "at different places: 100%" in out
+    assert "3 recordings left out: too short 2 (first usr/b.wav), not decoded 1 (first usr/c.wav).\n" in out
     assert str(tmp_path) in out
+    left_out.clear()
+    main(["data", "pocket"])
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_any_data_module_can_be_fitted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,12 @@ class PocketBenchmark:
             ``columns={"task": None, "options": None}``), ``scenes.jsonl`` (where the clips stand in each audio) and
             ``manifest.jsonl`` (the clips: label, licence, split, sha256).
         items: The questions; those of one audio follow each other.
+        left_out: Why recordings are not used, as :meth:`ClipLibrary.left_out` tells -> their keys.
     """
 
     folder: Path
     items: Sequence[PocketItem]
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Figures about the split.
@@ -158,7 +160,7 @@ class PocketBenchmark:
         with FileLock(base / f"{folder.name}.lock"):
             if not (folder / _RECORD).is_file():
                 _build(library, split, count, seed, folder, progress)
-        return cls(folder, [_item(row) for row in _lines(folder / "items.jsonl")])
+        return cls(folder, [_item(row) for row in _lines(folder / "items.jsonl")], library.left_out())
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -117,6 +118,16 @@ def _decode(job: tuple[Callable[[Path, Clip], np.ndarray] | None, Path, Clip]) -
     return np.round(samples * 32767).astype("<i2").tobytes(), digest, cut
 
 
+def _in_short(why: str) -> str:
+    """Kind of a reason to leave a recording out, by its words, which are what caches hold."""
+    if why.startswith("a copy of "):
+        return "copied"
+    if why.endswith("silent"):
+        return "silent"
+    # Some packages install files without a sample.
+    return "too short" if " of sound, expected at least " in why or " is empty" in why else "not decoded"
+
+
 def _map(files: Sequence[Path]) -> list[np.ndarray]:
     # An empty file cannot be mapped.
     return [np.memmap(file, dtype="<i2", mode="r") if file.stat().st_size else np.zeros(0, "<i2") for file in files]
@@ -160,6 +171,13 @@ class ClipLibrary:
         _, first, last = self.spans[index]
         return (last - first) / SAMPLING_RATE
 
+    def left_out(self) -> dict[str, list[str]]:
+        """Why recordings are left out, in short (``"copied"``, ``"silent"``, ``"too short"``, ...) -> their keys."""
+        found: dict[str, list[str]] = {}
+        for key, why in self.dropped.items():
+            found.setdefault(_in_short(why), []).append(key)
+        return found
+
     @classmethod
     def open(
         cls,
@@ -171,6 +189,8 @@ class ClipLibrary:
         progress: bool = True,
     ) -> ClipLibrary:
         """The library; what is not cached is decoded (minutes, about 2 GB for all sources).
+
+        Recordings that cannot be decoded are left out with a warning.
 
         Args:
             sources: Where clips come from.
@@ -259,4 +279,12 @@ def _build(source: Source, root: Path, clips: Sequence[Clip], folder: Path, prog
         os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if failed := [clip for clip in clips if clip.key in dropped and _in_short(dropped[clip.key]) == "not decoded"]:
+        first = failed[0]
+        warnings.warn(
+            f"{source.name}: {len(failed)} of {len(clips)} recordings cannot be decoded and are left out. The first is "
+            f"{first.key} ({dropped[first.key]}). Install {first.package} anew, and remove {folder} to try again.",
+            UserWarning,
+            stacklevel=3,
+        )
     return record

@@ -31,7 +31,7 @@ def plant(root: Path, *lengths: float, sealed: tuple[int, ...] = ()) -> Source:
     """A source of tones of these lengths."""
     clips = []
     for number, seconds in enumerate(lengths):
-        clips.append(Clip(key(number, number in sealed), "t", "speech", voice=f"v{number}", content="train it"))
+        clips.append(Clip(key(number, number in sealed), "tones", "speech", voice=f"v{number}", content="train it"))
         path = root / clips[-1].key
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, tone(seconds, 300 + 100 * number), RATE)
@@ -69,6 +69,7 @@ class TestOpen:
         library = open_library(source, tmp_path)
         assert [clip.key for clip in library.clips] == [clips[0].key, clips[2].key]
         assert dict(library.dropped) == {clips[1].key: f"a copy of {clips[0].key}"}
+        assert library.left_out() == {"copied": [clips[1].key]}
         assert [library.seconds(i) for i in range(2)] == pytest.approx([0.5, 0.7], abs=0.02)
         assert np.abs(np.fft.rfft(library.audio(1))).argmax() / library.seconds(1) == pytest.approx(500, abs=5)
         assert open_library(replace(source, index=lambda _: iter(clips[:1])), tmp_path).name != library.name
@@ -133,11 +134,23 @@ class TestOpen:
         silent = list(source.index(tmp_path))[3].key
         (tmp_path / broken).write_bytes(b"not audio")
         soundfile.write(tmp_path / silent, np.zeros(RATE), RATE)
-        library = open_library(source, tmp_path)
+        said = rf"t: 1 of 4 recordings cannot be decoded .* {broken} \(.*cannot be read as audio.*Install tones anew"
+        with pytest.warns(UserWarning, match=said):
+            library = open_library(source, tmp_path)
+        again = open_library(source, tmp_path)  # from the cache, without a warning
+        for found in (library, again):
+            assert found.left_out() == {"not decoded": [broken], "too short": [short], "silent": [silent]}
         assert [clip.voice for clip in library.clips] == ["v0"]
         assert set(library.dropped) == {broken, short, silent}
         assert "silent" in library.dropped[silent]
         assert "0.15 s" in library.dropped[short]
+
+    def test_a_file_without_a_sample_is_too_short(self, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+        source = plant(tmp_path, 0.5, 0.6)
+        empty = list(source.index(tmp_path))[1].key
+        soundfile.write(tmp_path / empty, np.zeros(0), RATE)
+        assert open_library(source, tmp_path).left_out() == {"too short": [empty]}
+        assert not recwarn.list
 
     def test_sealed_clips_are_left_out_unless_asked_for(self, tmp_path: Path) -> None:
         source = plant(tmp_path, 0.5, 0.6, 0.7, sealed=(1,))
