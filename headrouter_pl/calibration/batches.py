@@ -73,6 +73,21 @@ def check_attention(attention: Tensor, layers: Sequence[int], key: str) -> None:
         )
 
 
+def check_rises(rises: Tensor, key: str) -> None:
+    """Refuses rises ``[G]`` of an answer's negative log-likelihood that are not finite.
+
+    Layers above the probed ones take part in them, so that attention may be finite where they are not.
+
+    Raises:
+        HeadRouterError: It names the sample, as ``key``.
+    """
+    if not bool(rises.isfinite().all()):
+        raise HeadRouterError(
+            f"{key}: the answer's negative log-likelihood is NaN or infinite. Check the sample's audio and answer, and "
+            "the model's weights and dtype (float16 overflows where bfloat16 does not)."
+        )
+
+
 def check_answers(inputs: Mapping[str, Any], keys: Sequence[str]) -> None:
     """Refuses a batch without an answer to every prompt in ``inputs["labels"]``.
 

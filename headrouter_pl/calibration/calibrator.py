@@ -18,6 +18,7 @@ from headrouter_pl._version import __version__
 from headrouter_pl.calibration.batches import (
     check_answers,
     check_attention,
+    check_rises,
     evidence_mask,
     prepare_inputs,
     stretches,
@@ -163,6 +164,9 @@ class ProfileCalibrator:
         evidence: list[Tensor | None] = [None] * count
         if self.method == "utility":
             rises = self._rises(inputs, seen)
+            for key, rise in zip(keys, rises, strict=True):
+                if rise is not None:
+                    check_rises(rise, key)
         if self.method == "evidence":
             if "evidence" not in batch or len(batch["evidence"]) != count:
                 raise HeadRouterError(f"{name}: the method 'evidence' reads a list of spans for each sample.")

@@ -88,6 +88,11 @@ def fit_linear_probe(
                 embeddings = recorder.embeddings[row][inside].cpu().numpy()
                 if not len(embeddings):
                     continue  # a sample without audio
+                if not np.isfinite(embeddings).all():
+                    raise HeadRouterError(
+                        f"{key}: what the projector gives is NaN or infinite. Check the sample's audio and the model's "
+                        "weights and dtype (float16 overflows where bfloat16 does not)."
+                    )
                 evidence = evidence_mask(batch["evidence"][row], len(embeddings), str(key)).numpy()
                 drawn = [rng.permutation(np.flatnonzero(evidence == wanted))[:each] for wanted in (True, False)]
                 if min(map(len, drawn)):

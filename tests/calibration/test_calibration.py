@@ -21,6 +21,7 @@ from headrouter_pl.calibration import CalibrationSums, ProfileCalibrator, append
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError
 from headrouter_pl.functional import selectivity
 from headrouter_pl.profiles import TYPES
+from headrouter_pl.pruning.measuring import DroppingEngine
 from headrouter_pl.scorers import HeadRouterScorer, Probe
 
 torch.set_num_threads(1)
@@ -454,6 +455,40 @@ def test_attention_that_is_not_a_number() -> None:
         tiny.layers(FAMILY, model)[1].self_attn.q_proj.weight[0, 0] = torch.nan
     with pytest.raises(HeadRouterError, match=r"0/a: attention is NaN or infinite at layers \[1\]"):
         run(model, data, layers=[0, 1])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_answers_whose_likelihood_is_not_a_number(value: float, tmp_path: Path) -> None:
+    """Above the probed layers, where attention is finite. What was measured before stays as it was."""
+    model, state = tiny.build(FAMILY), tmp_path / "state"
+    data = batches(model)
+    calibrator = ProfileCalibrator(model, method="utility", stretch=6, types=PLACE)
+    calibrator.update(data[0])
+    before = {name: tensor.clone() for name, tensor in calibrator.sums.tensors.items()}
+    with torch.no_grad():
+        tiny.layers(FAMILY, model)[3].self_attn.q_proj.weight[0, 0] = value
+    with pytest.raises(HeadRouterError, match="1/a: the answer's negative log-likelihood is NaN or infinite"):
+        calibrator.update(data[1])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in calibrator.sums.tensors.items())
+    with pytest.raises(HeadRouterError, match="0/a: the answer's negative log-likelihood"):
+        run(model, data, method="utility", stretch=6, state=state)
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_sample_whose_likelihood_is_not_a_number_is_named(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.build(FAMILY)
+    data = batches(model)
+    plain = DroppingEngine.answer_nll
+
+    def broken(self: DroppingEngine, *args: Any) -> Tensor:
+        """Of the second sample, once some of its audio is dropped."""
+        found = plain(self, *args)
+        return found + torch.tensor([0.0, value]) if len(args) == 3 else found
+
+    monkeypatch.setattr(DroppingEngine, "answer_nll", broken)
+    with pytest.raises(HeadRouterError, match="0/b: the answer's negative log-likelihood is NaN or infinite"):
+        run(model, data, method="utility", stretch=6)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,16 @@ def test_bad_samples_are_refused() -> None:
         fit_linear_probe(model, data, types=PLACE, progress=False)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_embeddings_that_are_not_numbers(value: float) -> None:
+    model = tiny.build(FAMILY)
+    data = planted(model, torch.ones(model.get_input_embeddings().weight.shape[1]), 2)
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "projector" in name and "bias" in name)[0] = value
+    with pytest.raises(HeadRouterError, match="batch 0, sample 0: what the projector gives is NaN or infinite"):
+        fit_linear_probe(model, data, types=PLACE, progress=False)
+
+
 def test_a_sample_without_audio_is_skipped() -> None:
     model = tiny.build(FAMILY)
     data = planted(model, torch.ones(model.get_input_embeddings().weight.shape[1]), 3)
