@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrouter_pl.cli.pocket import MAX_NEW_TOKENS
 from headrouter_pl.digest import digest
-from headrouter_pl.errors import ConfigurationError, unknown_name
+from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
 
 if TYPE_CHECKING:
     from headrouter_pl.comparison import Method
@@ -230,14 +230,25 @@ class MethodRunner:
     def answer_pruned(
         self, run: Run, item: PocketItem, encoded: EncodedPrompt, inputs: Mapping[str, Any], tokens: int | None = None
     ) -> tuple[str, float, Any]:
-        """The answer under a method, the seconds of its prefill, and the report of the sample."""
+        """The answer under a method, the seconds of its prefill, and the report of the sample.
+
+        Raises:
+            HeadRouterError: If a score is NaN: the engine drops such a token, which would pass for the method's choice.
+        """
         reveal_truth(run.engine.scorer, run.method, item, encoded.features.shape[1])
         if run.seed is not None:
             run.engine.scorer.seed = seed_for(item, run.seed)  # type: ignore[attr-defined]
         run.engine.report.clear()
         with run.engine:
             text, seconds = self.answer(inputs, tokens)
-        return text, seconds, run.engine.report.samples[0]
+        sample = run.engine.report.samples[0]
+        # Infinite scores may be meant: keep this token at all events, or never.
+        if sample.importance is not None and bool(sample.importance.isnan().any()):
+            raise HeadRouterError(
+                f"{item.key}: scores of the method {run.method.name!r} are NaN. Check the recording, the model's "
+                "weights and dtype (float16 overflows where bfloat16 does not), and the scorer, if it is your own."
+            )
+        return text, seconds, sample
 
     def answer(self, inputs: Mapping[str, Any], tokens: int | None = None) -> tuple[str, float]:
         """The greedy answer, and the seconds of its prefill from embedding to first logits."""

@@ -29,6 +29,7 @@ from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.answering import AudioReader, EncodedPrompter
 from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.scorers import ScoringInputs
 from headrouter_pl.scorers.stride import StrideScorer
 
 torch.set_num_threads(1)
@@ -504,6 +505,42 @@ def test_seeds_must_reach_the_scorer() -> None:
     (method,) = read_methods([{"name": "r", "scorer": f"{__name__}.DrawsOnce", "seeds": [3]}])
     with pytest.raises(HeadRouterError, match="no attribute seed"):
         build_scorer(method, 3)
+
+
+class ScoresOneTokenAs(StrideScorer):
+    """The first token of a recording, for the second of its questions."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self.types: list[str] = []
+
+    def score(self, inputs: ScoringInputs) -> torch.Tensor:
+        scores = torch.ones(inputs.audio_mask.shape)
+        scores[:, 0] = self.value if self.types == ["semantic"] else 1.0
+        return scores
+
+
+def test_scores_that_are_not_numbers_are_no_answers(questions: PocketBenchmark, tmp_path: Path) -> None:
+    def method(value: float) -> dict[str, Any]:
+        return {"name": "mine", "scorer": f"{__name__}.ScoresOneTokenAs", "init_args": {"value": value}}
+
+    with pytest.raises(HeadRouterError, match=r"test/\d/transcription: scores of the method 'mine' are NaN"):
+        run(tmp_path, methods=[method(float("nan"))])
+    rows = [row for row in read(tmp_path / "log.jsonl") if row["method"] == "mine"]
+    assert {row["task"] for row in rows} == {"gender"}
+    for name in ("inf", "-inf"):
+        assert run(tmp_path, name, methods=[method(float(name))])["questions"] == 5
+
+
+def test_attention_that_is_not_a_number_is_no_answer(
+    questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    with torch.no_grad():
+        model.model.language_model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
+    monkeypatch.setattr(command, "load_model", lambda *_: (model, make_processor()))
+    with pytest.raises(HeadRouterError, match=r"test/\d/\w+: scores of the method 'routed' are NaN"):
+        run(tmp_path, methods=METHODS[1:3])
 
 
 def test_a_draw_of_its_own_for_each_question_and_seed(questions: PocketBenchmark) -> None:
