@@ -31,6 +31,8 @@ __all__ = ["UNPRUNED", "Method", "evidence_recall", "summarize"]
 UNPRUNED = "unpruned"
 """What rows without a pruner name as their method."""
 
+_USUAL_ROUTERS = {"headrouter": "joint"}  # of scorers that route: repeated here, for their room is above this one
+
 
 @dataclass(frozen=True)
 class Method:
@@ -40,7 +42,7 @@ class Method:
         name: What to call it in tables.
         scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or the import path of a scorer's class.
         profile: For a scorer with head weights: a profile's name or path.
-        router: For a scorer that routes: a name of :data:`headrouter_pl.routers.ROUTERS`.
+        router: For a scorer that routes: a name of :data:`headrouter_pl.routers.ROUTERS`; its own if None.
         types: Instead of a router: type of a question -> type of the profile that it is given. Mapping each type
             to itself is perfect routing, mapping it to another the swapped control.
         layer: The prune layer K; the pruner's default if None.
@@ -70,9 +72,13 @@ class Method:
 
     @property
     def routing(self) -> str | None:
-        """The router's name; ``"true"`` where each question is given its own type or family, or ``"fixed"``."""
+        """The router's name; ``"true"`` where each question is given its own type or family, or ``"fixed"``.
+
+        Where the method names no router, that is the scorer's own; None for a scorer that does not route, or by an
+        import path, whose router is not known here.
+        """
         if self.types is None:
-            return self.router
+            return self.router or self.init_args.get("router") or _USUAL_ROUTERS.get(self.scorer)
         return "true" if all(given in (kind, family_of(kind)) for kind, given in self.types.items()) else "fixed"
 
 

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headrouter_pl.cli.method_runner import build_scorer
 from headrouter_pl.comparison import UNPRUNED, Method, evidence_recall, summarize
 from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.routers import ROUTERS
+from headrouter_pl.scorers import SCORERS
 from headrouter_pl.statistics import paired_bootstrap, resample_weights
 
 METHODS = [
@@ -137,7 +140,24 @@ class TestSummarize:
         (row,) = of(figures["rows"], method=UNPRUNED, task="mean", type="all")
         assert (row["scorer"], row["profile"], row["router"], row["keep_ratio"]) == (UNPRUNED, None, None, 1)
         assert Method("m", "headrouter", types={"semantic": "sound", "voice": "sound"}).routing == "fixed"
+        (row,) = of(figures["rows"], method="random", keep_ratio=0.1, task="mean", type="all")
+        assert row["router"] is None
         assert Method("m", "headrouter", router="joint").routing == "joint"
+
+    @pytest.mark.parametrize(
+        ("scorer", "given"),
+        [
+            *((scorer, {}) for scorer in SCORERS),
+            ("headrouter", {"profile": "sharp"}),
+            ("headrouter", {"router": "prompt"}),
+            ("headrouter", {"init_args": {"router": "uniform"}}),
+        ],
+    )
+    def test_the_router_is_the_one_at_work(self, scorer: str, given: dict[str, Any]) -> None:
+        method = Method("m", scorer, **given)
+        router = getattr(build_scorer(method, None), "router", None)
+        assert method.routing == next((name for name, kind in ROUTERS.items() if type(router) is kind), None)
+        assert (method.routing is None) == (scorer != "headrouter")
 
     def test_lengths(self) -> None:
         figures = summarize(answers(), METHODS, RATIOS, resamples=20)
