@@ -8,8 +8,11 @@ from typing import Any
 
 from headrouter_pl.cli.method_runner import MethodRunner, check_methods, read_methods, read_ratios
 from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
+from headrouter_pl.digest import digest
 from headrouter_pl.errors import unknown_name
 
+FORMAT = 1
+"""Of the answers. Raise it when the same settings would be answered otherwise: logs of before are then refused."""
 KEEP_RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)
 
 
@@ -70,6 +73,7 @@ def compare(
     from headrouter_pl.data.pocket.questions import QUESTION_TASKS
     from headrouter_pl.models.checkpoints import get_dtype
     from headrouter_pl.results import ResultsLog, check_output, write_text
+    from headrouter_pl.routers.prompt import shipped_prompts
 
     chosen = read_methods(methods)
     ratios = read_ratios(keep_ratios)
@@ -90,6 +94,8 @@ def compare(
     runner = MethodRunner(model, processor, chosen, ratios, sorted({item.type for item in items}))
     runner.calibrate(items, benchmark.folder)
     configuration = {
+        "format": FORMAT,
+        "prompts": digest(shipped_prompts()),  # what routers by the prompt are fitted on
         "weights": weights_digest(model),
         "dtype": dtype,
         "max_new_tokens": MAX_NEW_TOKENS,

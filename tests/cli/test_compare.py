@@ -29,6 +29,8 @@ from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models.answering import AudioReader, EncodedPrompter
 from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.routers import prompt as prompt_router
+from headrouter_pl.routers.prompt import shipped_prompts
 from headrouter_pl.scorers import ScoringInputs
 from headrouter_pl.scorers.stride import StrideScorer
 
@@ -245,6 +247,27 @@ class TestResume:
         replace(profile, weights=torch.eye(3, 4).flip(1)).save(tmp_path / "mine.safetensors")
         with pytest.raises(HeadRouterError, match=r"other methods \(mine\)"):
             run(tmp_path, methods=given, max_minutes=0)
+
+    @pytest.mark.parametrize("name", ["format", "prompts"])
+    def test_answers_of_other_code_are_refused(
+        self, questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        run(tmp_path, max_minutes=0)
+        with monkeypatch.context() as patch:
+            if name == "format":
+                patch.setattr(command, "FORMAT", command.FORMAT + 1)
+            else:
+                prompts = shipped_prompts()
+                patch.setattr(prompt_router, "shipped_prompts", lambda: prompts[1:])
+            with pytest.raises(HeadRouterError, match=rf"other {name}\. Name another file, or remove it"):
+                run(tmp_path, max_minutes=0)
+        run(tmp_path, max_minutes=0)
+        header, rest = (tmp_path / "log.jsonl").read_text().split("\n", 1)
+        old = json.loads(header)
+        del old["configuration"][name]  # as before there was such a thing
+        (tmp_path / "log.jsonl").write_text(f"{json.dumps(old)}\n{rest}")
+        with pytest.raises(HeadRouterError, match=rf"other {name}\."):
+            run(tmp_path, max_minutes=0)
 
     def test_further_methods_and_ratios_are_asked_alone(self, questions: PocketBenchmark, tmp_path: Path) -> None:
         whole = run(tmp_path, "whole")
