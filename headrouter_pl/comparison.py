@@ -24,7 +24,7 @@ from headrouter_pl.statistics import (
     resample,
     resample_weights,
 )
-from headrouter_pl.task_types import family_of
+from headrouter_pl.task_types import family_of, type_among
 
 __all__ = ["UNPRUNED", "Method", "evidence_recall", "summarize"]
 
@@ -370,7 +370,7 @@ def _lengths(items: _Items) -> Iterator[tuple[int | str, Collection[int]]]:
 def _routes(name: str, answered: _Items, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
     for kind in kinds:
         routes = [row["route"] for row in answered if row["type"] == kind and row["route"]]
-        right = next((given for given in (kind, family_of(kind)) if routes and given in routes[0]), None)
+        right = type_among(kind, routes[0]) if routes else None
         if right is None:  # not routed, or a profile of other types
             continue
         own = [route[right] for route in routes]

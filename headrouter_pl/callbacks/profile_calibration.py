@@ -19,6 +19,8 @@ from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.profiles import TYPES, HeadProfile
 from headrouter_pl.results import check_output
+from headrouter_pl.task_types import type_among
+from headrouter_pl.tasks import get_task
 
 
 class ProfileCalibration(StageCallback):
@@ -30,8 +32,10 @@ class ProfileCalibration(StageCallback):
         trainer.validate(module, datamodule=data)
 
     Batches have ``inputs`` and ``types``, and ``evidence`` for that method, see
-    :class:`headrouter_pl.calibration.ProfileCalibrator`. For ``"utility"``, prompts in ``inputs`` without labels go on
-    with the batch's ``answers``, a text for each sample. The module's own steps run as ever.
+    :class:`headrouter_pl.calibration.ProfileCalibrator`. Where there are no ``types``, as in batches of
+    :class:`headrouter_pl.data.AudioPromptDataModule`, they are those of the tasks in ``task_names``, or their families
+    where ``types`` below names these. For ``"utility"``, prompts in ``inputs`` without labels go on with the batch's
+    ``answers``, a text for each sample. The module's own steps run as ever.
 
     Sums are taken over all processes, so that each has the same profile; of a sample that a distributed sampler repeats
     to fill the last batch, twice. During ``fit`` nothing is measured.
@@ -108,12 +112,35 @@ class ProfileCalibration(StageCallback):
     def _on_batch_start(
         self, trainer: Trainer, module: LightningModule, stage: str, batch: Any, batch_idx: int
     ) -> None:
-        if self._calibrator is None:
+        # Without inputs, no sample of the batch has audio that can be used.
+        if self._calibrator is None or (isinstance(batch, Mapping) and batch.get("inputs") == {}):
             return
+        batch = self._typed(batch, f"batch {batch_idx}")
         if self._calibrator.method == "utility":
             batch = self._answered(trainer, module, batch, f"batch {batch_idx}")
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             self._calibrator.update(batch, f"batch {batch_idx}")
+
+    def _typed(self, batch: Any, name: str) -> Any:
+        if not isinstance(batch, Mapping) or "types" in batch or "task_names" not in batch:
+            return batch
+        tasks, types, kinds = batch["task_names"], self.settings["types"], []
+        for number, (key, task) in enumerate(zip(batch.get("keys") or [""] * len(tasks), tasks, strict=True)):
+            sample = key or f"{name}, sample {number}"
+            if not task:
+                raise HeadRouterError(
+                    f"{sample}: it has neither a type nor a task, which has one. Give batches 'types', or records a "
+                    "task (for all of a data module: task=...)."
+                )
+            found = get_task(task)
+            kind = type_among(found.type, types)
+            if kind is None:
+                raise HeadRouterError(
+                    f"{sample}: its task {task!r} is of type {found.type!r} and family {found.family!r}, neither of "
+                    f"which is among the types {', '.join(types)}. Name one of the two in types."
+                )
+            kinds.append(kind)
+        return {**batch, "types": kinds}
 
     def _answered(self, trainer: Trainer, module: LightningModule, batch: Any, name: str) -> Any:
         if not isinstance(batch, Mapping) or "inputs" not in batch or "labels" in batch["inputs"]:

@@ -11,15 +11,17 @@ from typing import Any
 import lightning as L
 import pytest
 import tiny
+import tiny_pocket
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 from two_processes import run_two
 
-from headrouter_pl import AudioTokenPruner, HeadProfile, HeadRouterCallback
+from headrouter_pl import AudioTokenPruner, HeadProfile, HeadRouterCallback, LALMModule
 from headrouter_pl.calibration import CalibrationSums, ProfileCalibrator, append_answers
 from headrouter_pl.callbacks import ProfileCalibration
+from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError
 from headrouter_pl.models import find_lalm
 from headrouter_pl.pruning.measuring import measure_attention
@@ -152,6 +154,45 @@ def test_labels_given_beforehand_are_taken(tmp_path: Path) -> None:
     assert same(given.profile, made.profile)
 
 
+FAMILY_NAMES = {"semantic": "semantic", "acoustic": "acoustic"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "types", "kinds"),
+    [
+        (["transcription", "mmau-pro-music"], PLACE, ["semantic", "sound"]),
+        (["question", "voice"], FAMILY_NAMES, ["semantic", "acoustic"]),
+        (["voice", "sound"], {**FAMILY_NAMES, "voice": "acoustic"}, ["voice", "acoustic"]),
+    ],
+)
+def test_types_are_those_of_the_tasks(tasks: list[str], types: Any, kinds: list[str], tmp_path: Path) -> None:
+    data = [{name: value for name, value in batch.items() if name != "types"} for batch in batches()]
+    speech = {**batches()[0], "types": ["semantic", "semantic"], "task_names": ["sound", "sound"]}  # their own stay
+    found = []
+    for name, more in (("a", {"task_names": tasks}), ("b", {"types": kinds})):
+        callback = ProfileCalibration(tmp_path / name, types=types)
+        trainer(callback).validate(Module(), loader([{**batch, **more} for batch in data] + [speech]), verbose=False)
+        assert callback.profile is not None
+        found.append(callback.profile)
+    assert same(*found)
+    assert found[0].metadata == found[1].metadata
+
+
+def test_batches_of_the_data_modules(tmp_path: Path) -> None:
+    """Whose tasks have types, and which may be without audio that can be used."""
+    processor = tiny_pocket.make_processor()
+    tasks = ("question", "voice", "sound")
+    records = [AudioPrompt(tiny_pocket.noise(i, 1), "w40 w41", "w9", f"{i}", tasks[i % 3]) for i in range(6)]
+    records.insert(3, AudioPrompt(tiny_pocket.noise(0, 1) * 0, "w40", "w9", "silent", "sound"))
+    data = AudioPromptDataModule(processor, predict=records, batch_size=1, on_bad_audio="report")
+    for method in ("selectivity", "utility"):
+        callback = ProfileCalibration(tmp_path / method, method=method, stretch=5)
+        module = LALMModule(tiny_pocket.build(), processor, generate={"max_new_tokens": 1})
+        trainer(callback).predict(module, datamodule=data)
+        assert callback.profile is not None
+        assert callback.profile.metadata["samples"] == '{"semantic": 2, "sound": 2, "voice": 2}'
+
+
 def test_nothing_is_measured_in_fit(tmp_path: Path) -> None:
     callback = ProfileCalibration(tmp_path / "mine.safetensors", types=PLACE)
     trainer(callback, num_sanity_val_steps=1).fit(Module(), loader(), loader())
@@ -181,6 +222,14 @@ def test_runs_start_anew(tmp_path: Path) -> None:
     [
         ({"types": ["sound", "noise"]}, {}, "0/b: type 'noise' is none of semantic, sound"),
         ({"types": None}, {}, "'inputs' and 'types'"),
+        ({"types": None, "task_names": ["question", ""]}, {}, "0/b: it has neither a type nor a task"),
+        ({"types": None, "task_names": ["question", "askr"]}, {}, "Unknown task 'askr'"),
+        (
+            {"types": None, "task_names": ["question", "voice"], "keys": None},
+            {},
+            "batch 0, sample 1: its task 'voice' is of type 'voice' and family 'acoustic', neither of which is among "
+            "the types semantic, sound. Name one of the two in types",
+        ),
         ({"evidence": [[(2, 6)], [(0, 10)]]}, {"method": "evidence"}, r"0/b: evidence \(0, 10\) is outside the audio"),
         ({"answers": ["abc", ""]}, {"method": "utility"}, "0/b: the answer is empty"),
         ({"answers": None}, {"method": "utility"}, r"batch 0: the method 'utility' reads inputs\['labels'\]"),
