@@ -36,7 +36,7 @@ from headrouter_pl.task_types import FAMILIES, TYPES
 METHODS = tuple(FITS)
 """What head weights are fitted to."""
 
-_SAVE_SECONDS = 10.0  # sums are written no more often than this
+SAVE_SECONDS = 10.0  # sums are written no more often than this
 _STATE_FORMAT = "headrouter-calibration-1"
 
 
@@ -340,7 +340,7 @@ def calibrate(
         for batch in bar:
             calibrator.update(batch, f"batch {done}")
             done += 1
-            if state is not None and time.monotonic() - saved >= _SAVE_SECONDS:
+            if state is not None and time.monotonic() - saved >= SAVE_SECONDS:
                 calibrator.save_state(state, done, data)
                 saved = time.monotonic()
     if state is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from headrouter_pl.calibration import ProfileCalibrator, append_answers, check_settings
+from headrouter_pl.calibration.calibrator import SAVE_SECONDS
 from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, is_sharded, sum_over_processes
 from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
@@ -55,6 +57,10 @@ class ProfileCalibration(StageCallback):
         ridge: Regularisation.
         name: What to call the profile; the name of the file if None.
         data: What it is measured on, for its metadata.
+        state: Where to keep what was measured so far, in a file for each process, ``STATE.RANK``, until the profile is
+            saved. A run that was stopped then measures no batch twice when it is started again with the same weights
+            and the same batches in the same order; the module's own steps do run again. A file of another stage,
+            number of processes or ``data`` is refused.
 
     Attributes:
         profile: The profile of the last run.
@@ -77,6 +83,7 @@ class ProfileCalibration(StageCallback):
         ridge: float = 1e-2,
         name: str | None = None,
         data: str = "",
+        state: str | Path | None = None,
     ) -> None:
         check_settings(method, fit, types, stretch, ridge, smoothing)
         self.path = Path(path)
@@ -87,7 +94,12 @@ class ProfileCalibration(StageCallback):
         self.name = self.path.stem if name is None else name
         self.data = data
         self.profile: HeadProfile | None = None
+        self.state = state
         self._calibrator: ProfileCalibrator | None = None
+        self._kept: Path | None = None  # this process's file of the state
+        self._share = ""  # whose batches are in it
+        self._done = self._met = 0  # batches in it when the run began, and batches of the run so far
+        self._saved = 0.0
 
     @override
     def _on_stage_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -107,19 +119,32 @@ class ProfileCalibration(StageCallback):
                 check_output(self.path)
             self.profile = None
             self._calibrator = ProfileCalibrator(module, **self.settings)
+            self._done = self._met = 0
+            if self.state is not None:
+                self._kept = Path(f"{self.state}.{trainer.global_rank}")
+                self._share = f"{self.data} ({stage}, process {trainer.global_rank} of {trainer.world_size})"
+                check_output(self._kept)
+                self._done = self._calibrator.load_state(self._kept, self._share)
+                self._saved = time.monotonic()
 
     @override
     def _on_batch_start(
         self, trainer: Trainer, module: LightningModule, stage: str, batch: Any, batch_idx: int
     ) -> None:
+        if self._calibrator is None:
+            return
+        self._met += 1
         # Without inputs, no sample of the batch has audio that can be used.
-        if self._calibrator is None or (isinstance(batch, Mapping) and batch.get("inputs") == {}):
+        if self._met <= self._done or (isinstance(batch, Mapping) and batch.get("inputs") == {}):
             return
         batch = self._typed(batch, f"batch {batch_idx}")
         if self._calibrator.method == "utility":
             batch = self._answered(trainer, module, batch, f"batch {batch_idx}")
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             self._calibrator.update(batch, f"batch {batch_idx}")
+        if self._kept is not None and time.monotonic() - self._saved >= SAVE_SECONDS:
+            self._calibrator.save_state(self._kept, self._met, self._share)
+            self._saved = time.monotonic()
 
     def _typed(self, batch: Any, name: str) -> Any:
         if not isinstance(batch, Mapping) or "types" in batch or "task_names" not in batch:
@@ -162,11 +187,20 @@ class ProfileCalibration(StageCallback):
         calibrator, self._calibrator = self._calibrator, None
         if calibrator is None:
             return
+        if self._met < self._done:
+            raise HeadRouterError(
+                f"{self._kept} is the state of {self._done} batches, and there were {self._met}: of other data. Remove "
+                "it, or name another."
+            )
+        if self._kept is not None:
+            calibrator.save_state(self._kept, self._met, self._share)
         calibrator.sums.reduce(partial(sum_over_processes, trainer, module))
         self.profile = calibrator.profile(self.name, self.data)
         if trainer.is_global_zero:
             self.profile.save(self.path)
         trainer.strategy.barrier("headrouter_profile")
+        if self._kept is not None:
+            self._kept.unlink()  # not before: a run that cannot save is not lost
         samples = self.profile.metadata["samples"]
         rank_zero_info(f"ProfileCalibration: {self.path} written, from {samples} samples.")
 

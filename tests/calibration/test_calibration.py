@@ -349,7 +349,7 @@ class Killed(Exception):  # noqa: N818
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_killed_run_goes_on(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration.calibrator, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(calibration.calibrator, "SAVE_SECONDS", 0.0)
     model, state = tiny.build(FAMILY), tmp_path / "new" / "state.safetensors"
     data = batches(model)
     measured: list[str] = []

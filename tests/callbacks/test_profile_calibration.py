@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from two_processes import run_two
 
 from headrouter_pl import AudioTokenPruner, HeadProfile, HeadRouterCallback, LALMModule
 from headrouter_pl.calibration import CalibrationSums, ProfileCalibrator, append_answers
-from headrouter_pl.callbacks import ProfileCalibration
+from headrouter_pl.callbacks import ProfileCalibration, profile_calibration
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNameError
 from headrouter_pl.models import find_lalm
@@ -279,6 +280,98 @@ def test_a_pruner_beside_it_is_refused(tmp_path: Path) -> None:
         trainer(*callbacks).validate(Module(), loader(), verbose=False)
 
 
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+def measured_batches(run: Any, count: int = 99) -> list[str]:
+    """First keys of the batches that a run measures, until the one after so many."""
+    plain, seen = ProfileCalibrator.update, []
+
+    def update(self: ProfileCalibrator, batch: Any, name: str = "batch") -> None:
+        if len(seen) == count:
+            raise Stopped
+        seen.append(batch["keys"][0])
+        plain(self, batch, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProfileCalibrator, "update", update)
+        with suppress(Stopped):
+            run()
+    return seen
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_stopped_run_goes_on(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_calibration, "SAVE_SECONDS", 0.0)
+    state, path = tmp_path / "new" / "state", tmp_path / "mine.safetensors"
+    empty = {"inputs": {}, "keys": []}  # counts as measured
+    data = [*batches()[:2], empty, *batches()[2:]]
+
+    def calibration() -> ProfileCalibration:
+        return ProfileCalibration(path, types=PLACE, data="six", state=state, **settings)
+
+    class Steps(Module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            if batch["inputs"]:
+                super().validation_step(batch, batch_idx)
+
+    stopped = measured_batches(lambda: trainer(calibration()).validate(Steps(), loader(data), verbose=False), 3)
+    assert stopped == ["0/a", "1/a", "2/a"]
+    assert [file.name for file in state.parent.iterdir()] == ["state.0"]
+    assert not path.exists()
+    callback, module = calibration(), Steps()
+    rest = measured_batches(lambda: trainer(callback).validate(module, loader(data), verbose=False))
+    assert rest == ["3/a", "4/a", "5/a"]
+    assert len(module.seen) == 6
+    whole = ProfileCalibration(tmp_path / "whole", name="mine", types=PLACE, data="six", **settings)
+    trainer(whole).validate(Steps(), loader(data), verbose=False)
+    assert callback.profile is not None
+    assert whole.profile is not None
+    assert same(callback.profile, whole.profile)
+    assert callback.profile.metadata == whole.profile.metadata
+    assert not list(state.parent.iterdir())
+    again = measured_batches(lambda: trainer(callback).validate(Steps(), loader(data), verbose=False))
+    assert len(again) == 6  # the profile is there: the next run is another
+
+
+def test_a_run_that_cannot_save_is_not_lost(tmp_path: Path) -> None:
+    callback = ProfileCalibration(tmp_path / "mine.safetensors", types=PLACE, state=tmp_path / "state")
+
+    def full(self: HeadProfile, path: Path) -> None:
+        raise HeadRouterError("No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HeadProfile, "save", full)
+        with pytest.raises(HeadRouterError, match="No space"):
+            trainer(callback).validate(Module(), loader(), verbose=False)
+    assert measured_batches(lambda: trainer(callback).validate(Module(), loader(), verbose=False)) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.safetensors"]
+    assert HeadProfile.load(tmp_path / "mine.safetensors").metadata["samples"] == '{"semantic": 6, "sound": 6}'
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_calibration, "SAVE_SECONDS", 0.0)
+
+    def calibration(**settings: Any) -> ProfileCalibration:
+        return ProfileCalibration(tmp_path / "x", **{"types": PLACE, "state": tmp_path / "state", **settings})
+
+    measured_batches(lambda: trainer(calibration()).validate(Module(), loader(), verbose=False), 2)
+    for other, message in ((calibration(data="more"), "data"), (calibration(queries="last"), "queries")):
+        with pytest.raises(HeadRouterError, match=rf"state\.0 is the state of another calibration: other {message}\."):
+            trainer(other).validate(Module(), loader(), verbose=False)
+    with pytest.raises(HeadRouterError, match=r"other data\. Remove it"):
+        trainer(calibration()).test(Module(), loader(), verbose=False)
+    of_two: Any = SimpleNamespace(strategy=None, state=SimpleNamespace(fn="validate"), is_global_zero=True,
+                                  callbacks=[], global_rank=0, world_size=2)  # fmt: skip
+    with pytest.raises(HeadRouterError, match=r"other data\. Remove it"):
+        calibration()._on_stage_start(of_two, Module(), "validate")
+    with pytest.raises(HeadRouterError, match=r"state\.0 is the state of 2 batches, and there were 1: of other data"):
+        trainer(calibration()).validate(Module(), loader(batches()[:1]), verbose=False)
+    trainer(calibration()).validate(Module(), loader(), verbose=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
 # profile="self"
 
 
@@ -433,7 +526,12 @@ def calibrate_both(devices: int, folder: Path) -> dict[str, Any]:
     rank = int(os.environ.get("LOCAL_RANK", 0))
     data = batches()[:5]
     mine = loader(data if devices == 1 else [data[:3], data[3:]][rank])
-    own = ProfileCalibration(folder / "mine.safetensors", types=PLACE, method="evidence", fit="signed")
+    settings: dict[str, Any] = {"types": PLACE, "method": "evidence", "fit": "signed"}
+    own = ProfileCalibration(folder / "mine.safetensors", state=folder / "state", **settings)
+    if devices > 1:  # as if it had been stopped
+        before = ProfileCalibrator(Module().model.eval(), **settings)
+        before.update(next(iter(mine)))
+        before.save_state(folder / f"state.{rank}", 1, f" (predict, process {rank} of 2)")
     options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "use_distributed_sampler": False}
     trainer(own, **options).predict(Module(), mine, return_predictions=False)
     # As many batches as the one process has, and more than the other.
@@ -469,6 +567,7 @@ if __name__ == "__main__":
 def test_two_processes_agree(tmp_path: Path) -> None:
     first, second = run_two(DDP, __file__, tmp_path)
     assert first == second
+    assert not list(tmp_path.glob("state*"))
     alone = calibrate_both(1, tmp_path / "alone")
     assert first["unpruned"] == alone["unpruned"] == 5
     for name, (weights, centroids, bandwidth, samples) in alone["found"].items():

@@ -116,7 +116,7 @@ def test_families_and_a_choice_of_scenes(questions: PocketBenchmark, tmp_path: P
 
 
 def test_a_killed_run_goes_on(questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration.calibrator, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(calibration.calibrator, "SAVE_SECONDS", 0.0)
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     main(["calibrate", f"--output={whole}"])
     update, seen = ProfileCalibrator.update, []
