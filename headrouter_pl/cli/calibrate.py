@@ -11,6 +11,7 @@ from headrouter_pl.cli.pocket import choose_items, items_digest, load_model, wei
 from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.profiles import TYPES
 from headrouter_pl.results import check_output
+from headrouter_pl.task_types import type_among
 
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
@@ -55,8 +56,8 @@ def calibrate(
         layer: The prune layer K; 2 by default.
         layers: The probed layers, below K; the one right below by default. With pool anywhere, and the last of the
             first 73 % of the depth by default.
-        types: Types, each with its family; semantic, sound and voice by default. Types that are named like the
-            families take all questions of theirs.
+        types: Types, each with its family; semantic, sound and voice by default, which are those of the questions.
+            "acoustic" may stand for sound, voice or both, whichever is not named. Other names are refused.
         queries: "prompt" averages over the question's tokens, "last" takes the last.
         rotary: Whether attention is measured after the rotary embedding.
         pool: Audio tokens a group of a scout pass to measure it in, for a profile that is used with such a pass.
@@ -84,6 +85,11 @@ def calibrate(
             raise ConfigurationError(f"{', '.join(ignored)} would be ignored: a linear probe reads embeddings alone.")
         if not ridge > 0:
             raise ConfigurationError(f"ridge must be positive, got {ridge}.")
+    if {type_among(kind, types) for kind in TYPES} != set(types):
+        raise ConfigurationError(
+            f"types must name each type of the questions ({', '.join(TYPES)}) or else its family (semantic, acoustic), "
+            f"and nothing more, got {', '.join(types)}."
+        )
     if split not in ("train", "validation"):
         raise ConfigurationError(f"A profile is fitted on the split 'train' or 'validation', not on {split!r}.")
     path = Path(output)
@@ -156,7 +162,7 @@ class _Questions(Sequence[Mapping[str, Any]]):
         inputs = self._collate([sample])["inputs"]
         # One row without padding: attention is causal and needs no mask in memory.
         inputs = {name: value for name, value in inputs.items() if name not in ("attention_mask", "position_ids")}
-        kind = item.type if item.type in self.types else TYPES[item.type]
+        kind = type_among(item.type, self.types)
         # The encoder may give a token less than the seconds have.
         spans = [(first, min(last, len(features))) for first, last in item.evidence_tokens]
         return {"inputs": inputs, "types": [kind], "evidence": [spans], "keys": [item.key]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,32 @@ def test_families_and_a_choice_of_scenes(questions: PocketBenchmark, tmp_path: P
     profile = HeadProfile.load(out)
     assert profile.types == profile.families == ("semantic", "acoustic")
     assert profile.metadata["samples"] == '{"semantic": 2, "acoustic": 4}'
+
+
+@pytest.mark.parametrize("method", ["selectivity", "linear_probe"])
+@pytest.mark.parametrize(
+    "types",
+    [
+        {"speech": "semantic", "noise": "acoustic"},
+        {"semantic": "semantic", "voice": "acoustic"},  # not sound
+        {**TYPES, "acoustic": "acoustic"},  # for which no question is left
+        {**TYPES, "music": "acoustic"},
+    ],
+    ids=str,
+)
+def test_types_that_questions_do_not_have_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, types: dict[str, str], method: str
+) -> None:
+    monkeypatch.setattr(PocketBenchmark, "open", None)
+    with pytest.raises(ConfigurationError, match=f"types must name each type .* got {', '.join(types)}"):
+        main(["calibrate", f"--method={method}", f"--types={json.dumps(types)}"])
+
+
+def test_one_acoustic_type_and_the_rest(questions: PocketBenchmark, tmp_path: Path) -> None:
+    out = tmp_path / "mine.safetensors"
+    types = {"semantic": "semantic", "voice": "acoustic", "acoustic": "acoustic"}
+    main(["calibrate", f"--output={out}", f"--types={json.dumps(types)}"])
+    assert HeadProfile.load(out).metadata["samples"] == '{"semantic": 4, "voice": 4, "acoustic": 4}'
 
 
 def test_a_killed_run_goes_on(questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
