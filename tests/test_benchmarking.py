@@ -52,8 +52,8 @@ class Words:
         return ["What is said?"] * len(sequences)
 
 
-def engine(model: Any, ratio: float) -> PruningEngine:
-    return AudioTokenPruner(ratio, layer=1, tokenizer=Words()).engine(model)
+def engine(model: Any, ratio: float, scorer: str = "headrouter") -> PruningEngine:
+    return AudioTokenPruner(ratio, layer=1, scorer=scorer, tokenizer=Words()).engine(model)
 
 
 def unbound(hooked: PruningEngine) -> list[str]:
@@ -220,12 +220,13 @@ def test_peak_bytes_sees_what_is_gone_afterwards() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_synchronisations(model: Any, inputs: dict[str, Any]) -> None:
+@pytest.mark.parametrize("scorer", ["headrouter", "dart"])
+def test_synchronisations(model: Any, inputs: dict[str, Any], scorer: str) -> None:
     on_gpu = tiny.build(FAMILY).cuda()
     given = {name: value.cuda() for name, value in inputs.items()}
-    for hooked in (None, engine(on_gpu, 0.5)):
+    for hooked in (None, engine(on_gpu, 0.5, scorer)):
         run_once(on_gpu, given, hooked, tokens=2)
-    alone, pruned = count_syncs(on_gpu, given), count_syncs(on_gpu, given, engine(on_gpu, 0.5))
+    alone, pruned = count_syncs(on_gpu, given), count_syncs(on_gpu, given, engine(on_gpu, 0.5, scorer))
     assert pruned[0] - alone[0] <= 1
     assert pruned[1] == alone[1]
 

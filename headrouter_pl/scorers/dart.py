@@ -46,7 +46,9 @@ class DartScorer(Scorer):
         left = mask & (pivot == 0)
         share = (inputs.counts - number).clamp(min=0)[:, None] // number
         steps = torch.arange(mask.shape[1], device=mask.device)
-        for turn in range(number):  # the pivots, not the samples or tokens
+        # Over the pivots, 8 at most by default, not over samples or tokens: each takes from what the one before has
+        # left, so that none can be done ahead. All of it stays on the device; nothing waits for a result.
+        for turn in range(number):
             order = similarity[:, turn].masked_fill(~left, torch.inf).argsort(dim=1, stable=True)
             taken = torch.zeros_like(left).scatter(1, order, steps < share) & left & true[:, turn, None]
             left = left & ~taken

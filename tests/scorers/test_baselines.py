@@ -112,6 +112,13 @@ def test_dart(budget: tuple[list[int], list[int]], pivots: int, seed: int) -> No
     assert kept_by(DartScorer(pivots), inputs) == wanted
 
 
+def test_dart_reads_nothing_back_from_the_device() -> None:
+    """Tensors on "meta" have no values that could be read."""
+    mask, keys = torch.ones(2, 40, dtype=torch.bool, device="meta"), torch.ones(2, 40, 6, device="meta")
+    scores = DartScorer().score(ScoringInputs(mask, torch.ones(2, dtype=torch.long, device="meta"), keys=keys))
+    assert scores.shape == (2, 40)
+
+
 def test_dart_keeps_one_of_many_alike() -> None:
     inputs = inputs_of([30], [6])
     keys = torch.eye(6)[torch.arange(30) % 3] + 0.01 * torch.arange(30)[:, None] % 0.07
