@@ -48,6 +48,13 @@ def logits(model: Any) -> torch.Tensor:
     return model(**inputs).logits[inputs["attention_mask"].bool()]  # what stands for padding differs with the kernel
 
 
+def test_the_shipped_weights_are_whole_and_small() -> None:
+    pocket_weights._verify(pocket_weights.POCKET_ADAPTER, pocket.pocket_folder(None).name)
+    assert sum(file.stat().st_size for file in pocket_weights.POCKET_ADAPTER.iterdir()) <= 16e6
+    state = load_file(pocket_weights.POCKET_ADAPTER / "adapter_model.safetensors")
+    assert all(value.dtype == torch.float16 and bool(value.isfinite().all()) for value in state.values())
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_comes_back(tmp_path: Path, inside: bool) -> None:
     model = trained()
