@@ -59,7 +59,9 @@ def read_validation(folder: Path) -> list[dict[str, float]]:
     for log in logs:
         with log.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                scores = {name.removeprefix("val/"): float(v) for name, v in row.items() if v and "val/" in name}
+                scores = {
+                    name.removeprefix("val/"): round(float(v), 4) for name, v in row.items() if v and "val/" in name
+                }
                 if scores:
                     step = int(row["step"]) + 1
                     found[step] = {"step": step, **scores}

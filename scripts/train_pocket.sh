@@ -19,4 +19,4 @@ run() {
 run pocket_encoder --config configs/pocket_encoder.yaml
 run pocket --config configs/pocket_lora.yaml
 run pocket_scenes --config configs/pocket_lora.yaml --config configs/pocket_scenes.yaml
-python "$(dirname "$0")/ship_pocket.py" outputs/pocket_scenes/adapter --output outputs/pocket_weights
+python "$(dirname "$0")/ship_pocket.py" outputs/pocket/adapter outputs/pocket_scenes/adapter --output outputs/pocket_weights

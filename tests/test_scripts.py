@@ -51,7 +51,7 @@ def test_the_pocket_models_training_goes_on_where_it_was(tmp_path: Path) -> None
     scenes = "fit --config configs/pocket_lora.yaml --config configs/pocket_scenes.yaml --trainer.devices 2"
     assert train_pocket(tmp_path, stopped="pocket") == (1, [encoder, f"{decoder} --trainer.devices 2"])
     resumed = f"{decoder} --ckpt_path outputs/pocket/checkpoints/last.ckpt --trainer.devices 2"
-    ship = "python ship_pocket.py outputs/pocket_scenes/adapter --output outputs/pocket_weights"
+    ship = "python ship_pocket.py outputs/pocket/adapter outputs/pocket_scenes/adapter --output outputs/pocket_weights"
     assert train_pocket(tmp_path) == (0, [resumed, scenes, ship])
     assert train_pocket(tmp_path) == (0, [ship])
 

@@ -1,4 +1,4 @@
-"""What training adds to the pocket LALM: its projector and a LoRA adapter of its decoder, about 11 MB."""
+"""What training adds to the pocket LALM: its projector, and a LoRA adapter of its encoder and decoder, 12 MB."""
 
 from __future__ import annotations
 
