@@ -148,7 +148,8 @@ def main() -> None:
     rows = []
     for layer in range(train[0][0].shape[0]):
         for name, (trained, other, n) in probe(train, held_out, layer).items():
-            rows.append({"layer": layer + 1, "attribute": name, "trained": trained, "accuracy": other, "n": n})
+            rows.append({"layer": layer + 1, "attribute": name, "trained": round(trained, 4),
+                         "accuracy": round(other, 4), "n": n})  # fmt: skip
             print(f"layer {layer + 1}, {name}: {other:.2f} (n = {n}; on training recordings {trained:.2f})", flush=True)
     figures = {"command": f"python {' '.join(sys.argv)}", "machine": machine(), "rows": rows}
     if args.output is not None:

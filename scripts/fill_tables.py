@@ -193,6 +193,27 @@ def lengths(figures: Figures, old: Cells) -> str:
     return by_length(figures)
 
 
+def heard_in_training(figures: Figures, old: Cells) -> str:
+    """Right answers about recordings that the training has heard, beside those of the test split."""
+    test = {row["task"]: row for row in read_figures("pocket_eval")["rows"] if row["length_s"] == "8-15"}
+    rows = [row for row in figures["rows"] if row["length_s"] == "8-15" and row["task"] != "all"]
+    return join(old[0], [
+        [row["task"], *(f"{found['accuracy']:.2f}, n = {found['n']}" for found in (row, test[row["task"]]))]
+        for row in sorted(rows, key=lambda row: -row["accuracy"])
+    ])  # fmt: skip
+
+
+def encoder_layers(figures: Figures, old: Cells) -> str:
+    """What a classifier tells of new recordings from each layer of the encoder."""
+    found = {(row["attribute"], row["layer"]): row for row in figures["rows"]}
+    layers = sorted({layer for _, layer in found})
+    return join(["attribute", "n", *(f"layer {layer}" for layer in layers), "training, last layer"], [
+        [name, str(found[name, layers[0]]["n"]), *(f"{found[name, layer]['accuracy']:.2f}" for layer in layers),
+         f"{found[name, layers[-1]]['trained']:.2f}"]
+        for name in dict.fromkeys(name for name, _ in found)
+    ])  # fmt: skip
+
+
 def main_table(number: int) -> Callable[[Figures, Cells], str]:
     """One of a comparison's main tables, without its title."""
     return lambda figures, old: main_tables(figures)[number].rpartition("\n\n")[2]
@@ -220,6 +241,8 @@ TABLES = [
     Table(RESULTS, "pocket_compare_long", "## Long audio", long_audio),
     Table("docs/pocket.md", "pocket_eval", "## Results", model_card),
     Table("docs/pocket.md", "pocket_eval", "By type and length", lengths),
+    Table("docs/pocket.md", "pocket_eval_train", "--output docs/data/pocket_eval_train.json", heard_in_training),
+    Table("docs/pocket.md", "encoder_layers", "--output docs/data/encoder_layers.json", encoder_layers),
     Table("docs/pocket.md", "long_positions", "--output docs/data/long_positions.json`", all_rows),
     Table("docs/finetuning.md", "lora_pruning", "python benchmarks/lora_pruning.py", fine_tuning),
     Table("docs/performance.md", "peers", "## Beside the peers' ways", peers),

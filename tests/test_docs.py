@@ -13,7 +13,6 @@ import profile_prefill
 import pytest
 
 from headrouter_pl.cli.benchmark_report import page as benchmark_page
-from headrouter_pl.cli.tables import format_table
 from headrouter_pl.comparison import UNPRUNED
 from headrouter_pl.data.audiomarathon import LAYOUTS
 from headrouter_pl.data.pocket.scoring import wilson
@@ -70,22 +69,10 @@ def says(page: str, words: str) -> bool:
     return all(part in page if part.startswith("|") else " ".join(part.split()) in flowing for part in parts)
 
 
-def read_tables(text: str) -> list[list[str]]:
-    """Cells of the lines of a text's Markdown tables, the titles first, without the rules below them."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return [line for line in lines if line[0].strip("-")]
-
-
-def read_means(figures: dict[str, Any]) -> dict[tuple[str, str, float], dict[str, Any]]:
-    """Rows of a comparison's means over tasks, by method, type and ratio."""
-    return {(row["method"], row["type"], row["keep_ratio"]): row for row in figures["rows"] if row["task"] == "mean"}
-
-
-@pytest.mark.parametrize("name", ["long_positions", "long_positions_before"])
-def test_the_pocket_page_shows_what_positions_cost(name: str) -> None:
+@pytest.mark.parametrize("name", ["long_positions", "pocket_eval_train", "pocket_training", "encoder_layers"])
+def test_the_pocket_page_names_the_commands(name: str) -> None:
     figures = json.loads((DOCS / "data" / f"{name}.json").read_text(encoding="utf-8"))
     page = (DOCS / "pocket.md").read_text(encoding="utf-8")
-    assert says(page, format_table(figures["rows"]))
     assert says(page, figures["command"])
 
 
