@@ -21,6 +21,7 @@ from headrouter_pl.cli.evaluate import by_length, card
 from headrouter_pl.cli.tables import format_table
 from headrouter_pl.comparison import UNPRUNED
 from headrouter_pl.results import write_text
+from headrouter_pl.tasks.scoring import table as scores_table
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
@@ -219,6 +220,11 @@ def main_table(number: int) -> Callable[[Figures, Cells], str]:
     return lambda figures, old: main_tables(figures)[number].rpartition("\n\n")[2]
 
 
+def scores(figures: Figures, old: Cells) -> str:
+    """As EvaluationReport prints it."""
+    return format_table(scores_table(figures))
+
+
 def all_rows(figures: Figures, old: Cells) -> str:
     """The rows as they are."""
     return format_table(figures["rows"])
@@ -244,6 +250,7 @@ TABLES = [
     Table("docs/pocket.md", "pocket_eval_train", "--output docs/data/pocket_eval_train.json", heard_in_training),
     Table("docs/pocket.md", "encoder_layers", "--output docs/data/encoder_layers.json", encoder_layers),
     Table("docs/pocket.md", "long_positions", "--output docs/data/long_positions.json`", all_rows),
+    Table("docs/evaluation.md", "audiomarathon_pocket", "### End to end on long audio", scores),
     Table("docs/finetuning.md", "lora_pruning", "python benchmarks/lora_pruning.py", fine_tuning),
     Table("docs/performance.md", "peers", "## Beside the peers' ways", peers),
     Table("docs/performance.md", "evict_early", "## Evicting early, in accuracy", early_eviction),

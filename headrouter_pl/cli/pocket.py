@@ -78,12 +78,16 @@ def load_model(weights: str, checkpoint: str | None, dtype: Any) -> tuple[Any, A
 
 
 def weights_digest(model: Any) -> str:
-    """Sixteen hex digits of the weights themselves: a checkpoint's file may be another by now."""
+    """Sixteen hex digits of the weights themselves, in bfloat16: a checkpoint's file may be another by now.
+
+    Those loaded in float32 have the same; which dtype a run used is told beside it.
+    """
     import torch
 
     found = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         found.update(name.encode())
+        value = value.to(torch.bfloat16) if value.is_floating_point() else value
         found.update(value.contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return found.hexdigest()[:16]
 

@@ -240,7 +240,7 @@ class TestResume:
         for settings, message in (
             ({"methods": [{**METHODS[1], "name": "mine"}]}, r"other methods \(mine\)\."),
             ({"methods": given, "lengths": [2]}, "other items"),
-            ({"methods": given, "dtype": "bfloat16"}, "other weights, dtype"),
+            ({"methods": given, "dtype": "bfloat16"}, "other dtype"),
         ):
             with pytest.raises(HeadRouterError, match=message):
                 run(tmp_path, **settings)

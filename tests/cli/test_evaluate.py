@@ -127,7 +127,7 @@ def test_another_run_is_refused(questions: PocketBenchmark, tmp_path: Path, monk
     assert "accuracy_silenced" not in figures["rows"][0]
     with pytest.raises(HeadRouterError, match="other items"):
         command.evaluate(details=details, silenced=False, lengths=[1], max_scenes=1)
-    with pytest.raises(HeadRouterError, match="other weights, dtype, silenced"):
+    with pytest.raises(HeadRouterError, match="other dtype, silenced"):
         command.evaluate(details=details, lengths=[2], dtype="float32")
     changed = PocketBenchmark(questions.folder, [replace(item, prompt="w7") for item in questions.items])
     monkeypatch.setattr(PocketBenchmark, "open", lambda split: changed)
