@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fills the tables of README.md and docs/*.md from the figures in docs/data, so that no cell is typed.
+"""Fills tables of README.md and docs/*.md, those of TABLES below, from the figures in docs/data.
 
     python scripts/fill_tables.py
 

@@ -160,7 +160,7 @@ def card(figures: Mapping[str, Any]) -> str:
         cells = {"task": task, "type": next(iter(found.values()))["type"]}
         for name in groups:
             row = found.get(name)
-            text = "" if row is None else f"{row['accuracy']:.2f} {_interval(row['ci95'], 2)}, n = {row['n']}"
+            text = "" if row is None else _share(row)
             if row is not None and "target" in row:
                 text += f" (target {row['target']:.2f})"
             if row is not None and "wer" in row:
@@ -184,17 +184,16 @@ def by_length(figures: Mapping[str, Any]) -> str:
     from headrouter_pl.cli.tables import format_table
 
     rows = [row for row in figures["rows"] if row["task"] == "all" and isinstance(row["length_s"], int)]
-    found = {(row["type"], row["length_s"]): row for row in rows}
+    found = {(row["type"], row["length_s"]): _share(row) for row in rows}
     lengths = sorted({length for _, length in found})
-    table = []
-    for kind in dict.fromkeys(kind for kind, _ in found):
-        told = {length: found.get((kind, length)) for length in lengths}
-        cells = (
-            "" if row is None else f"{row['accuracy']:.2f} {_interval(row['ci95'], 2)}, n = {row['n']}"
-            for row in told.values()
-        )
-        table.append({"type": kind, **dict(zip((f"{length} s" for length in lengths), cells, strict=True))})
-    return format_table(table)
+    return format_table([
+        {"type": kind} | {f"{length} s": found.get((kind, length), "") for length in lengths}
+        for kind in dict.fromkeys(kind for kind, _ in found)
+    ])  # fmt: skip
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return f"{row['accuracy']:.2f} {_interval(row['ci95'], 2)}, n = {row['n']}"
 
 
 def _print(figures: Mapping[str, Any]) -> None:
