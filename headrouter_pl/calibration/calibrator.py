@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from headrouter_pl.calibration.batches import (
 )
 from headrouter_pl.calibration.sums import FITS, CalibrationSums
 from headrouter_pl.errors import ConfigurationError, HeadRouterError, unknown_name
+from headrouter_pl.functional import Queries
 from headrouter_pl.models import find_lalm
 from headrouter_pl.models.modes import evaluating
 from headrouter_pl.profiles import HeadProfile, fingerprint
@@ -81,7 +82,7 @@ class ProfileCalibrator:
         layer: int | None = None,
         layers: Sequence[int] | None = None,
         types: Mapping[str, str] = TYPES,
-        queries: Literal["prompt", "last"] = "prompt",
+        queries: Queries = "prompt",
         rotary: bool = False,
         pool: int | None = None,
         smoothing: int = 0,

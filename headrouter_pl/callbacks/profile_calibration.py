@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +19,7 @@ from headrouter_pl.calibration.calibrator import SAVE_SECONDS
 from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, is_sharded, sum_over_processes
 from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
+from headrouter_pl.functional import Queries
 from headrouter_pl.profiles import TYPES, HeadProfile
 from headrouter_pl.results import check_output
 from headrouter_pl.task_types import type_among
@@ -75,7 +76,7 @@ class ProfileCalibration(StageCallback):
         layer: int | None = None,
         layers: Sequence[int] | None = None,
         types: Mapping[str, str] = TYPES,
-        queries: Literal["prompt", "last"] = "prompt",
+        queries: Queries = "prompt",
         rotary: bool = False,
         pool: int | None = None,
         smoothing: int = 0,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from headrouter_pl.cli.pocket import choose_items, items_digest, load_model, weights_digest
 from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.functional import Queries
 from headrouter_pl.profiles import TYPES
 from headrouter_pl.results import check_output
 from headrouter_pl.task_types import type_among
@@ -30,7 +31,7 @@ def calibrate(
     layer: int | None = None,
     layers: list[int] | None = None,
     types: dict[str, str] | None = None,
-    queries: Literal["prompt", "last"] = "prompt",
+    queries: Queries = "prompt",
     rotary: bool = False,
     pool: int | None = None,
     smoothing: int = 0,
@@ -58,7 +59,7 @@ def calibrate(
             first 73 % of the depth by default.
         types: Types, each with its family; semantic, sound and voice by default, which are those of the questions.
             "acoustic" may stand for sound, voice or both, whichever is not named. Other names are refused.
-        queries: "prompt" averages over the question's tokens, "last" takes the last.
+        queries: "prompt" averages over the question's tokens, "last" takes the last, "max" the one that looks most.
         rotary: Whether attention is measured after the rotary embedding.
         pool: Audio tokens a group of a scout pass to measure it in, for a profile that is used with such a pass.
         smoothing: Audio tokens on each side that scores are averaged over when the profile is used.

@@ -1,6 +1,6 @@
 """Tensors in, tensors out: the arithmetic of the method, free of transformers and of Lightning."""
 
-from headrouter_pl.functional.attention import apply_rotary, probe_attention
+from headrouter_pl.functional.attention import Queries, apply_rotary, probe_attention
 from headrouter_pl.functional.routing import (
     gaussian_log_gates,
     log_attention,
@@ -11,6 +11,7 @@ from headrouter_pl.functional.routing import (
 from headrouter_pl.functional.selection import keep_counts, select_tokens, spread_evenly
 
 __all__ = [
+    "Queries",
     "apply_rotary",
     "gaussian_log_gates",
     "keep_counts",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 # Query rows are taken in blocks so that the logits of one block stay below this many elements (256 MiB in fp32).
 MAX_LOGITS = 2**26
+
+Queries = Literal["prompt", "last", "max"]
+"""Whose attention is probed, see :class:`headrouter_pl.scorers.Probe`."""
 
 
 def probe_attention(
@@ -16,6 +21,7 @@ def probe_attention(
     query_mask: Tensor,
     key_mask: Tensor,
     scaling: float | None = None,
+    reduce: Literal["mean", "max"] = "mean",
     max_logits: int = MAX_LOGITS,
 ) -> Tensor:
     r"""Attention of each head from the probe queries to the keys, averaged over the queries.
@@ -32,6 +38,8 @@ def probe_attention(
         query_mask: Bool tensor ``[B, Q]``, False for padding.
         key_mask: Bool tensor ``[B, N]``, or ``[B, Q, N]`` where the queries do not all see the same keys.
         scaling: Factor on the dot product; ``1 / sqrt(d)`` if None.
+        reduce: ``"mean"`` over the queries; ``"max"`` takes the largest of them at each key, and divides each row by
+            its sum.
         max_logits: Upper bound on the elements of one block of logits.
 
     Returns:
@@ -64,7 +72,9 @@ def probe_attention(
         visible = (visible & query_mask[:, rows, None])[:, None, :, None, :]
         # A row that sees no key, or a query of padding, may be NaN after the softmax; it counts as zero attention.
         weights = logits.masked_fill(~visible, -torch.inf).softmax(-1).masked_fill(~visible, 0.0)
-        attention += weights.sum(2)
+        attention = attention + weights.sum(2) if reduce == "mean" else torch.maximum(attention, weights.amax(2))
+    if reduce == "max":
+        return (attention / attention.sum(-1, keepdim=True).clamp(min=torch.finfo(attention.dtype).tiny)).flatten(1, 2)
     count = query_mask.sum(1).clamp(min=1)
     return (attention / count[:, None, None, None]).flatten(1, 2)
 

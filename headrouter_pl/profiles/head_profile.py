@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from headrouter_pl import tensorfile
 from headrouter_pl.errors import HeadRouterError, ProfileMismatchError, UnknownNameError, unknown_name
+from headrouter_pl.functional import Queries
 from headrouter_pl.task_types import FAMILIES, TYPES
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
@@ -38,7 +39,7 @@ class HeadProfile:
             audio then says nothing about the type.
         bandwidth: Sigma of the Gaussian gates, in units of selectivity.
         layers: The probed decoder layers; None for the layer below the prune layer, whichever that is.
-        queries: Whose attention the weights are for, ``"prompt"`` or ``"last"``; see
+        queries: Whose attention the weights are for, ``"prompt"``, ``"last"`` or ``"max"``; see
             :class:`headrouter_pl.scorers.Probe`, here and below.
         rotary: Whether it is attention after the rotary embedding.
         pool: Audio tokens a group of the scout pass that it is measured in; None for the model's own pass.
@@ -58,7 +59,7 @@ class HeadProfile:
     centroids: Tensor | None = None
     bandwidth: float = 0.1
     layers: tuple[int, ...] | None = None
-    queries: Literal["prompt", "last"] = "prompt"
+    queries: Queries = "prompt"
     rotary: bool = False
     pool: int | None = None
     smoothing: int = 0
@@ -75,8 +76,8 @@ class HeadProfile:
             raise HeadRouterError(f"Families are 'semantic' and 'acoustic', got {', '.join(sorted(unknown))}.")
         if not self.bandwidth > 0:
             raise HeadRouterError(f"A profile's bandwidth must be positive, got {self.bandwidth}.")
-        if self.queries not in ("prompt", "last"):
-            raise HeadRouterError(f"A profile's queries are 'prompt' or 'last', got {self.queries!r}.")
+        if self.queries not in get_args(Queries):
+            raise HeadRouterError(f"A profile's queries are 'prompt', 'last' or 'max', got {self.queries!r}.")
         if self.pool is not None and not (isinstance(self.pool, int) and self.pool >= 1):
             raise HeadRouterError(f"A profile's pool is a number of tokens, at least 1, or None, got {self.pool!r}.")
         if not (isinstance(self.smoothing, int) and self.smoothing >= 0):

@@ -91,7 +91,7 @@ class Prober:
     def _query_index(self, layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """Positions ``[B, Q]`` of the scorer's queries, and which are true ones."""
         assert self.scorer.probe is not None
-        if self.scorer.probe.queries == "prompt":
+        if self.scorer.probe.queries != "last":
             return layout.query_index, layout.query_valid
         last = layout.query_index.gather(1, (layout.query_valid.sum(1, keepdim=True) - 1).clamp(min=0))
         return last, torch.ones_like(last, dtype=torch.bool)
@@ -154,6 +154,7 @@ class Prober:
                 query_mask=query_mask.to(device, non_blocking=True),
                 key_mask=key_mask.to(device, non_blocking=True),
                 scaling=getattr(self.handle.attention(layer), "scaling", None),
+                reduce="max" if probe.queries == "max" else "mean",
             )
             if probe.keys == "all":
                 audio = layout.audio_index.to(device, non_blocking=True)[:, None].expand(-1, attention.shape[1], -1)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from headrouter_pl.functional import Queries
+
 if TYPE_CHECKING:
     from headrouter_pl.models import LalmHandle
 
@@ -33,7 +35,8 @@ class Probe:
     Attributes:
         rotary: Queries and keys after the rotary embedding instead of before it.
         queries: ``"prompt"`` averages over the prompt's text tokens that follow the audio, ``"last"`` takes the last of
-            them. Generated tokens are never queries.
+            them, ``"max"`` the one that looks most at an audio token (rows then divided by their sums). Generated
+            tokens are never queries.
         keys: What the softmax runs over: the sample's audio tokens, or all its tokens as in the model's own attention.
         layers: The probed layers; None for the one right below the prune layer, below which all must lie. In a scout
             pass they may lie anywhere, and None is the last one of the first 73 % of the depth.
@@ -41,7 +44,7 @@ class Probe:
     """
 
     rotary: bool = False
-    queries: Literal["prompt", "last"] = "prompt"
+    queries: Queries = "prompt"
     keys: Literal["audio", "all"] = "audio"
     layers: tuple[int, ...] | None = None
     pool: int | None = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from headrouter_pl.functional import log_attention, selectivity, smooth_over_time, token_importance
+from headrouter_pl.functional import Queries, log_attention, selectivity, smooth_over_time, token_importance
 from headrouter_pl.profiles import HeadProfile, find_shipped, fingerprint
 from headrouter_pl.routers import Router, get_router
 from headrouter_pl.routers.prompt import PromptRouter
@@ -25,15 +25,15 @@ class HeadRouterScorer(Scorer):
         profile: A :class:`HeadProfile`, its name or path, or ``"auto"`` for the one shipped for the model and prune
             layer, where there is one, else ``"generic"``.
         router: A name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted :class:`PromptRouter`.
-        queries: ``"prompt"`` averages over the question's tokens (this project's choice), ``"last"`` takes the last;
-            None for those that the profile was fitted on.
+        queries: ``"prompt"`` averages over the question's tokens (this project's choice), ``"last"`` takes the last,
+            ``"max"`` the one that looks most; None for those that the profile was fitted on.
     """
 
     def __init__(
         self,
         profile: str | HeadProfile = "auto",
         router: str | Router | PromptRouter = "joint",
-        queries: Literal["prompt", "last"] | None = None,
+        queries: Queries | None = None,
     ) -> None:
         self.auto = isinstance(profile, str) and profile == "auto"
         name = "generic" if self.auto else profile
@@ -74,6 +74,6 @@ class HeadRouterScorer(Scorer):
         return importance
 
 
-def _probe_of(profile: HeadProfile, queries: Literal["prompt", "last"] | None) -> Probe:
+def _probe_of(profile: HeadProfile, queries: Queries | None) -> Probe:
     """The attention that a profile's weights are for."""
     return Probe(profile.rotary, queries or profile.queries, layers=profile.layers, pool=profile.pool)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
 from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.functional import Queries
 from headrouter_pl.scorers.base import Probe, Scorer, ScoringInputs
 
 
@@ -22,7 +22,7 @@ class ScoutScorer(Scorer):
         pool: Audio tokens a group.
         layers: The layers whose attention is averaged; None for the last one of the first 73 % of the depth.
         queries: ``"last"`` for the last prompt token, which knows the question in deep layers; ``"prompt"`` averages
-            over the question's tokens.
+            over the question's tokens, ``"max"`` takes the one that looks most.
         rotary: Queries and keys after the rotary embedding, as the model itself uses them.
     """
 
@@ -30,7 +30,7 @@ class ScoutScorer(Scorer):
         self,
         pool: int = 4,
         layers: Sequence[int] | None = None,
-        queries: Literal["prompt", "last"] = "last",
+        queries: Queries = "last",
         rotary: bool = True,
     ) -> None:
         if pool < 1:

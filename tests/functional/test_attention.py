@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from headrouter_pl.functional import apply_rotary, probe_attention
 torch.set_num_threads(1)
 
 
-def reference(query: Tensor, key: Tensor, query_mask: Tensor, key_mask: Tensor, scaling: float) -> Tensor:
+def reference(
+    query: Tensor, key: Tensor, query_mask: Tensor, key_mask: Tensor, scaling: float, reduce: str = "mean"
+) -> Tensor:
     """The definition, one number at a time."""
     batch, queries, heads, dim = query.shape
     keys, groups = key.shape[1], heads // key.shape[2]
@@ -33,8 +36,9 @@ def reference(query: Tensor, key: Tensor, query_mask: Tensor, key_mask: Tensor, 
                 ]
                 total = sum(math.exp(value - max(logits)) for value in logits)
                 for j, value in zip(seen, logits, strict=True):
-                    out[b, h, j] += math.exp(value - max(logits)) / total / len(rows)
-    return out
+                    share = math.exp(value - max(logits)) / total
+                    out[b, h, j] = max(out[b, h, j], share) if reduce == "max" else out[b, h, j] + share / len(rows)
+    return out / out.sum(-1, keepdim=True).clamp(min=1e-300) if reduce == "max" else out
 
 
 @st.composite
@@ -53,12 +57,15 @@ def cases(draw: st.DrawFn) -> dict[str, Tensor]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(cases(), st.sampled_from([None, 1.0, 0.3]), st.sampled_from([1, 7, 40, 2**26]))
-def test_equals_the_definition(case: dict[str, Tensor], scaling: float | None, max_logits: int) -> None:
-    attention = probe_attention(**case, scaling=scaling, max_logits=max_logits)
+@given(cases(), st.sampled_from([None, 1.0, 0.3]), st.sampled_from(["mean", "max"]), st.sampled_from([1, 7, 40, 2**26]))
+def test_equals_the_definition(
+    case: dict[str, Tensor], scaling: float | None, reduce: Literal["mean", "max"], max_logits: int
+) -> None:
+    attention = probe_attention(**case, scaling=scaling, reduce=reduce, max_logits=max_logits)
     factor = case["query"].shape[-1] ** -0.5 if scaling is None else scaling
     assert attention.dtype == torch.float32
-    torch.testing.assert_close(attention.double(), reference(**case, scaling=factor), atol=1e-6, rtol=1e-5)
+    wanted = reference(**case, scaling=factor, reduce=reduce)
+    torch.testing.assert_close(attention.double(), wanted, atol=1e-6, rtol=1e-5)
 
 
 @settings(max_examples=50, deadline=None)

@@ -179,7 +179,7 @@ def test_load_by_name(tmp_path: Path) -> None:
         ({"bandwidth": float("nan")}, "positive, got nan"),
         ({"weighting": "selectvity"}, "weighting .* got 'selectvity'"),
         ({"features": "logs"}, "'attention' or 'log', got 'logs'"),
-        ({"queries": "first"}, "'prompt' or 'last', got 'first'"),
+        ({"queries": "first"}, "'prompt', 'last' or 'max', got 'first'"),
         ({"pool": 0}, "pool is a number of tokens, at least 1, or None, got 0"),
         ({"smoothing": -1}, "smoothing is a number of tokens, 0 or more, got -1"),
         ({"weights": torch.full((3, 8), torch.nan)}, "weights must be finite"),

@@ -132,7 +132,10 @@ def by_hand(name: str, batch: dict[str, Tensor], pool: int, layers: tuple[int, .
             for query in asked:
                 share = head[query, groups] / head[query, groups].sum()
                 tokens = torch.cat([a.expand(len(slots[g])) for a, g in zip(share, groups, strict=True)])
-                total += tokens / tokens.sum() if queries == "last" else tokens
+                if queries == "max":
+                    total = torch.maximum(total, tokens)
+                else:
+                    total += tokens / tokens.sum() if queries == "last" else tokens
             rows.append(total / total.sum())
     return torch.stack(rows)
 
@@ -167,7 +170,7 @@ def test_it_is_the_stock_decoder_on_pooled_audio(name: str, side: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @pytest.mark.parametrize(("pool", "layers"), [(1, (2,)), (3, (0, 4)), (5, (1, 2, 3)), (64, (4,))])
-@pytest.mark.parametrize("queries", ["last", "prompt"])
+@pytest.mark.parametrize("queries", ["last", "prompt", "max"])
 def test_pools_layers_and_queries(pool: int, layers: tuple[int, ...], queries: Any, attn: str) -> None:
     name = "qwen2_audio"
     batch = batch_of(name)

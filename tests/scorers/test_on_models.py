@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from headrouter_pl import AudioTokenPruner
 from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.pruning import SampleReport
-from headrouter_pl.scorers import Probe, Scorer, ScoringInputs
+from headrouter_pl.scorers import HeadRouterScorer, Probe, Scorer, ScoringInputs
 
 torch.set_num_threads(1)
 
@@ -135,6 +135,7 @@ def test_probes_without_rotary(name: str, layer: int) -> None:
     query, key, scaling = read_projections(name, batch, layer - 1)
     fastv = pruned(name, batch, scorer="fastv-norope", layer=layer)
     routed = pruned(name, batch, scorer="headrouter", layer=layer)
+    largest = pruned(name, batch, scorer=HeadRouterScorer("generic", queries="max"), layer=layer)
     sharp = pruned(name, batch, scorer="headrouter", profile="sharp", router="selectivity", layer=layer)
     masks = tiny.audio_mask(name, model_of(name), batch["input_ids"])
     for row in range(len(CLIPS)):
@@ -149,6 +150,9 @@ def test_probes_without_rotary(name: str, layer: int) -> None:
         attention = looked_at(query, key, scaling, row, question, audio, audio)
         torch.testing.assert_close(routed[row].importance, attention.mean(0).float(), atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(attention.sum(1), torch.ones(len(attention), dtype=torch.float64))
+        each = torch.stack([looked_at(query, key, scaling, row, [i], audio, audio) for i in question]).amax(0)
+        wanted = (each / each.sum(1, keepdim=True)).mean(0)
+        torch.testing.assert_close(largest[row].importance, wanted.float(), atol=1e-6, rtol=1e-4)
 
         if len(audio) > 1:
             s = 1 + (attention * attention.log()).sum(1) / torch.tensor(len(audio)).double().log()
