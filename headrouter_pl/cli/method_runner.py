@@ -205,6 +205,7 @@ class MethodRunner:
         from headrouter_pl.comparison import evidence_recall
 
         inputs = self.prompter.inputs(encoded, item.prompt)
+        start = int((inputs["input_ids"][0] == self.model.config.audio_token_id).nonzero()[0])
         # Timed again by a run that goes on: the machine may be another.
         text, unpruned = self.answer(inputs)
         if _unpruned_key(item) not in log.rows:
@@ -215,7 +216,7 @@ class MethodRunner:
         for run in (*self.runs[first:], *self.runs[:first]):
             if key_of(item, run.method.name, run.seed, run.ratio) not in log.rows:
                 text, seconds, sample = self.answer_pruned(run, item, encoded, inputs)
-                recall = evidence_recall(sample.kept.numpy() - encoded.start, item.evidence_tokens, sample.seen)
+                recall = evidence_recall(sample.kept.numpy() - start, item.evidence_tokens, sample.seen)
                 log.add([
                     _row(item, run, text, seconds, unpruned, applied=sample.keep_ratio, recall=recall,
                          route=sample.types)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pocket_variants import LargestHead, SegmentFloor, Unlike
+from pocket_variants import Flatter, LargestHead, SegmentFloor, Sharper, Unlike, WindowBudget
 from torch import Tensor
 
 from headrouter_pl.functional import select_tokens
@@ -52,6 +52,26 @@ def test_each_segment_keeps_its_best(profile: HeadProfile) -> None:
         ranked = sorted(range(seen), key=lambda i: -importance[row, i].item())
         best = {max((i for i in range(seen) if i * 10 // seen == s), key=ranked[::-1].index) for s in range(10)}
         assert chosen[row] == best | set([i for i in ranked if i not in best][: 20 - len(best)])
+
+
+def test_strong_heads_count_for_more_or_less(profile: HeadProfile) -> None:
+    inputs = batch()
+    for made, weights in ((Sharper, [0.49, -0.04, 0.25]), (Flatter, [0.7**0.5, -(0.2**0.5), 0.5**0.5])):
+        made(profile, router="uniform").score(inputs)
+        assert inputs.head_weights is not None
+        wanted = torch.tensor(weights) / torch.tensor(weights).abs().sum()
+        torch.testing.assert_close(inputs.head_weights, wanted.expand(len(SEEN), -1))
+
+
+def test_each_window_keeps_its_share(profile: HeadProfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WindowBudget, "window", 15)
+    inputs = batch()
+    inputs.counts = torch.tensor([8, 5])  # a fifth of windows of 15, 15 and 10 tokens, and of 15 and 10
+    importance = HeadRouterScorer(profile, router="uniform").score(inputs)
+    chosen = kept(WindowBudget(profile, router="uniform").score(inputs), inputs)
+    for row, windows in enumerate([((0, 15), (15, 30), (30, 40)), ((0, 15), (15, 25))]):
+        best = [sorted(range(*w), key=lambda i: -importance[row, i].item())[: (w[1] - w[0]) // 5] for w in windows]
+        assert chosen[row] == {i for part in best for i in part}
 
 
 def test_of_alike_tokens_one(profile: HeadProfile) -> None:
