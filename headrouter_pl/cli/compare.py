@@ -11,7 +11,7 @@ from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest,
 from headrouter_pl.digest import digest
 from headrouter_pl.errors import unknown_name
 
-FORMAT = 1
+FORMAT = 2
 """Of the answers. Raise it when the same settings would be answered otherwise: logs of before are then refused."""
 KEEP_RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)
 

@@ -255,9 +255,10 @@ class MethodRunner:
         """The greedy answer, and the seconds of its prefill from embedding to first logits."""
         import torch
 
+        from headrouter_pl.models.answering import multiplied_in_place
         from headrouter_pl.pruning.timing import time_prefills
 
-        with torch.inference_mode(), time_prefills(self.model, whole=True) as times:
+        with torch.inference_mode(), multiplied_in_place(self.model), time_prefills(self.model, whole=True) as times:
             output = self.model.generate(**inputs, do_sample=False, max_new_tokens=tokens or MAX_NEW_TOKENS)
         answer = output[0, inputs["input_ids"].shape[1] :]
         return self.processor.tokenizer.decode(answer, skip_special_tokens=True).strip(), sum(times)
