@@ -58,7 +58,8 @@ class AudioReader:
         inputs = {name: value.to(self.model.device) for name, value in inputs.items() if isinstance(value, Tensor)}
         inputs["input_features"] = inputs["input_features"].to(self.model.dtype)
         cache = DynamicCache()
-        self.model(**inputs, **{cache_argument(self.model): cache}, use_cache=True, logits_to_keep=1)
+        with multiplied_in_place(self.model):
+            self.model(**inputs, **{cache_argument(self.model): cache}, use_cache=True, logits_to_keep=1)
         return ReadAudio(inputs["input_ids"], cache)
 
     @torch.inference_mode()
@@ -66,13 +67,14 @@ class AudioReader:
         """The greedy answer to one question; the cache is as before afterwards."""
         ids = _with_question(self.processor, read.ids, prompt)
         try:
-            output = self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                **{cache_argument(self.model): read.cache},
-                do_sample=False,
-                max_new_tokens=self.max_new_tokens,
-            )
+            with multiplied_in_place(self.model):
+                output = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    **{cache_argument(self.model): read.cache},
+                    do_sample=False,
+                    max_new_tokens=self.max_new_tokens,
+                )
         finally:
             read.cache.crop(read.ids.shape[1] - read.cache.get_seq_length())
         return self.processor.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
