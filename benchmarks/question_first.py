@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from headrouter_pl.cli.method_runner import MethodRunner
-from headrouter_pl.cli.pocket import choose_items, items_digest, load_model, weights_digest
+from headrouter_pl.cli.pocket import FORMAT, choose_items, items_digest, load_model, weights_digest
 from headrouter_pl.cli.tables import dump_figures, format_table, machine
 from headrouter_pl.comparison import UNPRUNED, Method, summarize
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark
@@ -70,7 +70,13 @@ def main() -> None:
         runner = MethodRunner(model, processor, METHODS, [given.keep_ratio], sorted({item.type for item in items}))
         runner.prompter = OrderedPrompter(model, processor)
         runner.prompter.order = order
-        settings = {**told, "methods": runner.describe(), "items": items_digest(items), "order": order}
+        settings = {
+            "format": FORMAT,
+            **told,
+            "methods": runner.describe(),
+            "items": items_digest(items),
+            "order": order,
+        }
         log = ResultsLog(given.folder / f"{order.replace(' ', '_')}.jsonl", settings)
         runner.ask(items, benchmark.folder, log)
         found = summarize(list(log.rows.values()), METHODS, [given.keep_ratio])["rows"]

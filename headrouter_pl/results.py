@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -87,10 +87,23 @@ class ResultsLog:
         """Adds rows, each with a ``"key"`` of its own; they are on disk when this returns."""
         self.rows.update((row["key"], dict(row)) for row in rows)
         if self.path is not None:
-            with self._lock(), open(self.path, "a", encoding="utf-8") as out:
-                out.write(json_lines(rows))
+            with self._lock(), open(self.path, "rb+") as out:
+                _cut_torn_line(out)  # of another process that was killed meanwhile
+                out.write(json_lines(rows).encode())
                 out.flush()
                 os.fsync(out.fileno())
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    """Takes off what follows the last line break of a file, and leaves its position at the end."""
+    size = file.seek(0, os.SEEK_END)
+    start, tail = size, b""
+    while start > 0 and b"\n" not in tail:
+        start = max(0, start - 4096)
+        file.seek(start)
+        tail = file.read(size - start)
+    file.truncate(start + tail.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
 
 
 def _differing(was: Mapping[str, Any], now: Mapping[str, Any], grows: Collection[str]) -> list[str]:

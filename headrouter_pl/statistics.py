@@ -94,26 +94,12 @@ class Difference:
     Attributes:
         difference: a - b.
         ci95: Its 95 % bootstrap interval.
-        p: Two-sided: twice the share of resamples on the rarer side of zero.
+        p: Two-sided, ``2 (r + 1) / (R + 1)`` of R resamples, r of them on the rarer side of zero or at it; 1 at most.
     """
 
     difference: float
     ci95: tuple[float, float]
     p: float
-
-
-def paired_bootstrap(a: ArrayLike, b: ArrayLike, tasks: Sequence[str], *, weights: Floats | None = None) -> Difference:
-    """Compares two methods on the same questions, by resampling the questions.
-
-    Args:
-        a: float ``[n]``, what each question is worth under the one method.
-        b: float ``[n]``, and under the other.
-        tasks: Tasks of the questions.
-        weights: Of :func:`resample_weights`, to draw whole audios, or once for many comparisons.
-    """
-    weights = resample_weights(tasks) if weights is None else weights
-    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    return difference_of(float(mean_over_tasks(differences, tasks)), weights @ differences)
 
 
 def difference_of(found: float, drawn: Floats) -> Difference:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paired import paired_bootstrap
 
 from headrouter_pl.cli.method_runner import build_scorer
 from headrouter_pl.comparison import UNPRUNED, Method, evidence_recall, summarize
 from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.routers import ROUTERS
 from headrouter_pl.scorers import SCORERS
-from headrouter_pl.statistics import paired_bootstrap, resample_weights
+from headrouter_pl.statistics import resample_weights
 
 METHODS = [
     Method("random", "random", seeds=(0, 1)),

@@ -34,6 +34,17 @@ def test_a_file_cut_anywhere_is_gone_on_with(whole: bytes, tmp_path: Path) -> No
         assert list(log.rows.values()) == ROWS
 
 
+@pytest.mark.parametrize("torn", [b'{"key": "d', b'{"key": "d", "text": "' + b"x" * 10_000])
+def test_what_another_process_left_of_a_line_spoils_nothing(whole: bytes, tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(whole)
+    log = ResultsLog(path, CONFIGURATION)
+    path.write_bytes(whole + torn)
+    log.add([{"key": "e"}])
+    assert path.read_bytes() == whole + b'{"key": "e"}\n'
+    assert [*ResultsLog(path, CONFIGURATION).rows] == ["a", "b", "c", "e"]
+
+
 def test_rows_are_on_disk_at_once(tmp_path: Path) -> None:
     log = ResultsLog(tmp_path / "log.jsonl", CONFIGURATION)
     for count, row in enumerate(ROWS, start=1):

@@ -6,8 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+from paired import paired_bootstrap
 
-from headrouter_pl.statistics import mean_over_tasks, paired_bootstrap, percent_of_unpruned, resample_weights
+from headrouter_pl.statistics import mean_over_tasks, percent_of_unpruned, resample_weights
 
 TASKS = ["a", "b", "a", "a", "b"]
 

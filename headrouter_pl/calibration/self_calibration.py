@@ -7,6 +7,7 @@ import torch
 from headrouter_pl.calibration.batches import check_attention
 from headrouter_pl.calibration.sums import CalibrationSums
 from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.functional import Queries
 from headrouter_pl.models import LalmHandle
 from headrouter_pl.profiles import HeadProfile, fingerprint
 from headrouter_pl.pruning.measuring import Measured, ObservingEngine
@@ -28,15 +29,17 @@ class SelfCalibration:
         handle: The model.
         layer: The prune layer K; the layer right below is probed.
         router: Whose prompt router gives the types; the shipped one where it has none.
+        queries: Whose attention is measured.
 
     Attributes:
         sums: What was measured so far.
         batches: Counted by the caller.
     """
 
-    def __init__(self, handle: LalmHandle, layer: int, router: Router) -> None:
+    def __init__(self, handle: LalmHandle, layer: int, router: Router, queries: Queries = "prompt") -> None:
         self.handle = handle
         self.layer = layer
+        self.probe = Probe(queries=queries, layers=(layer - 1,))
         if isinstance(router, JointRouter):
             router = router.prompt
         self.prior = router if isinstance(router, PromptPrior) else PromptPrior()
@@ -54,7 +57,7 @@ class SelfCalibration:
         """
         return ObservingEngine(
             self.handle,
-            Probe(layers=(self.layer - 1,)),
+            self.probe,
             self._receive,
             prompts=PromptReader(tokenizer),
             report=PruningReport(self.blank),
@@ -80,4 +83,4 @@ class SelfCalibration:
         """The profile of what was measured."""
         metadata = {**fingerprint(self.handle, (self.layer - 1,)), "method": "selectivity of the first batches",
                     "layer": str(self.layer)}  # fmt: skip
-        return self.sums.profile("self", probe=Probe(layers=(self.layer - 1,)), metadata=metadata, share=True)
+        return self.sums.profile("self", probe=self.probe, metadata=metadata, share=True)

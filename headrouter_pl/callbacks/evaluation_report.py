@@ -26,8 +26,9 @@ class EvaluationReport(StageCallback):
     """Prints a table of the tasks that a validation or test scored, and writes ``results.json`` and ``samples.jsonl``.
 
     For any LightningModule whose step returns the rows of :func:`headrouter_pl.tasks.scoring.score_batch` as
-    ``samples``, as :class:`headrouter_pl.LALMModule` does. Rows of all processes are gathered, each sample once. While
-    the run goes on, each process appends its rows to ``samples.RANK.part.jsonl``, which the end of the run removes.
+    ``samples``, as :class:`headrouter_pl.LALMModule` does. Rows of all processes are gathered, each sample once if it
+    has a key. While the run goes on, each process appends its rows to ``samples.RANK.part.jsonl``, which the end of the
+    run removes.
 
     Args:
         folder: Where to write; results that are there are replaced.

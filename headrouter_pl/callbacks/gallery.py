@@ -108,13 +108,14 @@ class HeadRouterGallery(StageCallback):
                 f"HeadRouterGallery needs a module with answer(inputs), as LALMModule has; {type(module).__name__} has "
                 "none."
             )
+        check_output(self.path)
+        gallery = Gallery(self.title, f"{type(module).__name__}, {stage}")
         if not trainer.is_global_zero:
             return
-        check_output(self.path)
         data: Any = getattr(trainer, "datamodule", None)
         self._records = iter(data.read(stage)) if hasattr(data, "read") else None
         self._known = {}
-        self._gallery = Gallery(self.title, f"{type(module).__name__}, {stage}")
+        self._gallery = gallery
 
     @override
     def _on_batch_end(self, trainer: Trainer, module: Any, stage: str, outputs: Any, batch: Any) -> None:

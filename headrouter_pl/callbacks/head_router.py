@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -134,6 +135,7 @@ class HeadRouterCallback(StageCallback):
         self.calibrated: dict[str, HeadProfile] = {}
         self._measuring: dict[str, SelfCalibration] = {}
         self._nested: list[str] = []
+        self._nan: torch.Tensor | None = None  # whether a score of the stage was
         self._prepared: PruningEngine | None = None
         self._attached: PruningEngine | None = None
 
@@ -290,6 +292,10 @@ class HeadRouterCallback(StageCallback):
             if prefill.families:
                 totals["routed"] += len(prefill.seen)
                 totals["semantic"] += float(prefill.families["semantic"].sum())
+            if prefill.importance is not None:  # read once the stage is over: a device need not be waited for
+                valid = prefill.audio_valid.to(prefill.importance.device, non_blocking=True)
+                found = (prefill.importance.isnan() & valid).any()
+                self._nan = found if self._nan is None else self._nan.to(found.device) | found
         if (measured := self._measuring.get(stage)) is not None:
             totals["unpruned_batches"] += 1
             measured.batches += 1
@@ -302,6 +308,15 @@ class HeadRouterCallback(StageCallback):
     @override
     def _on_epoch_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Logs sums over all processes."""
+        if self._nan is not None and bool(self._nan):
+            warnings.warn(
+                f"{stage}: {type(self.pruner.scorer).__name__} gave scores that are NaN. Such tokens are dropped, "
+                "whatever they hold. Check the recordings, the model's weights and dtype (float16 overflows where "
+                "bfloat16 does not), and the scorer, if it is your own.",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._nan = None
         if stage == "predict":
             return  # where Lightning logs nothing
         # Not batch by batch: a process whose batches hold no audio would be missing from a reduction others wait in.
@@ -332,6 +347,7 @@ class HeadRouterCallback(StageCallback):
         self._release()
 
     def _release(self) -> None:
+        self._nan = None
         self._nested.clear()
         self._measuring.clear()
         self._prepared = None

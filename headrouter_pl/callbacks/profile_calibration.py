@@ -116,8 +116,7 @@ class ProfileCalibration(StageCallback):
                     f"ProfileCalibration measures the whole model, and a HeadRouterCallback prunes {stage}. Calibrate "
                     "in a run of its own."
                 )
-            if trainer.is_global_zero:
-                check_output(self.path)
+            check_output(self.path)  # on all processes: if one alone raised, the others would wait for it
             self.profile = None
             self._calibrator = ProfileCalibrator(module, **self.settings)
             self._done = self._met = 0

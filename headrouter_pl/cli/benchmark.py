@@ -91,7 +91,7 @@ def benchmark(
              "scorer": scorer, "profile": profile}  # fmt: skip
     configuration = {
         **fixed, "keep_ratios": keep_ratios, "layers": layers, "runs": runs, "decode_tokens": decode_tokens,
-        "memory": memory, "device": machine(),
+        "memory": memory, "device": machine(), "torch": version("torch"), "transformers": version("transformers"),
     }  # fmt: skip
     results = ResultsLog(log, configuration)
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes

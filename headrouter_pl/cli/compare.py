@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from headrouter_pl.cli.method_runner import MethodRunner, check_methods, read_methods, read_ratios
-from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
+from headrouter_pl.cli.pocket import FORMAT, MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
 from headrouter_pl.digest import digest
 from headrouter_pl.errors import unknown_name
 
-FORMAT = 2
-"""Of the answers. Raise it when the same settings would be answered otherwise: logs of before are then refused."""
 KEEP_RATIOS = (1.0, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)
 
 
@@ -108,7 +106,8 @@ def compare(
     figures = {
         "split": split,
         "command": COMMAND_LINE.get() or "headrouter_pl.cli.compare.compare",
-        "machine": machine(),
+        # Of all who answered: a run may go on elsewhere, or be reported there.
+        "machine": " and ".join(sorted({row["machine"] for row in log.rows.values()})) or machine(),
         "weights": configuration["weights"],
         "dtype": dtype,
         "questions_planned": len(items),

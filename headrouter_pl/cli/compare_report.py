@@ -79,11 +79,12 @@ def page(figures: Mapping[str, Any]) -> str:
                 f"## {a} against others, {kind}, n = {rows[0]['n']}\n\n"
                 "Difference of accuracy, its 95 % interval, and p, by paired bootstrap.\n\n"
                 + _by_ratio(rows, _difference, "b")
-                + "\n\nDifference of agreement with the unpruned model.\n\n"
-                + _by_ratio(
-                    [test for test in rows if test["b"] != UNPRUNED], partial(_difference, of="agreement_"), "b"
-                )
             )
+            if others := [test for test in rows if test["b"] != UNPRUNED]:
+                parts.append(
+                    "Difference of agreement with the unpruned model.\n\n"
+                    + _by_ratio(others, partial(_difference, of="agreement_"), "b")
+                )
     if figures["routes"]:
         table = [
             {"method": route["method"], "questions": route["type"], "n": route["n"],

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrouter_pl.cli.pocket import MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
+from headrouter_pl.cli.pocket import FORMAT, MAX_NEW_TOKENS, choose_items, items_digest, load_model, weights_digest
 from headrouter_pl.results import ResultsLog, check_output, write_text
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def evaluate(
     items = sorted(choose_items(benchmark.items, lengths, max_scenes), key=lambda item: item.seconds)
     model, processor = load_model(weights, checkpoint, weights_dtype)
     configuration = {
+        "format": FORMAT,
         "weights": weights_digest(model),
         "dtype": dtype,
         "silenced": silenced,

@@ -139,14 +139,14 @@ class MethodRunner:
             if run.method.name not in measured:
                 scorer = run.engine.scorer
                 assert isinstance(scorer, HeadRouterScorer)
-                sums = SelfCalibration(run.engine.handle, run.engine.layer, scorer.router)
+                sums = SelfCalibration(run.engine.handle, run.engine.layer, scorer.router, scorer.queries or "prompt")
                 engine = sums.engine(self.processor)
                 for audio, scene in groupby(items[:SELF_CALIBRATION_BATCHES], key=lambda item: item.audio):
                     encoded = self.prompter.encode(read_audio(folder / audio, rate))
                     with encoded_audio(self.model), torch.inference_mode(), engine:
                         for item in scene:
                             self.model(**self.prompter.inputs(encoded, item.prompt), logits_to_keep=1)
-                measured[run.method.name] = HeadRouterScorer(sums.profile(), scorer.router, scorer.queries)
+                measured[run.method.name] = HeadRouterScorer(sums.profile(), scorer.router)
             run.engine = self._engine(run.method, run.ratio, measured[run.method.name])
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -332,7 +332,7 @@ def seed_for(item: PocketItem, seed: int) -> int:
 
 def key_of(item: PocketItem, method: str, seed: int | None, ratio: float) -> str:
     """What a row of the log is called."""
-    return "|".join([item.key, method, "" if seed is None else str(seed), f"{ratio:g}"])
+    return "|".join([item.key, method, "" if seed is None else str(seed), f"{ratio:.12g}"])
 
 
 def _unpruned_key(item: PocketItem) -> str:
@@ -352,6 +352,7 @@ def _row(
     recall: float | None,
     route: Mapping[str, float],
 ) -> dict[str, Any]:
+    from headrouter_pl.cli.tables import machine
     from headrouter_pl.comparison import UNPRUNED
     from headrouter_pl.data.pocket.scoring import score_answer
 
@@ -376,6 +377,7 @@ def _row(
         "route": {name: round(share, 4) for name, share in route.items()},
         "prefill_seconds": round(seconds, 6),
         "unpruned_seconds": round(unpruned, 6),
+        "machine": machine(),
     }
 
 

@@ -14,6 +14,9 @@ from headrouter_pl.errors import ConfigurationError, HeadRouterError
 if TYPE_CHECKING:
     from headrouter_pl.data.pocket.benchmark import PocketItem
 
+FORMAT = 2
+"""Of answers in logs. Raise it when the same settings would be answered otherwise: logs of before are then refused."""
+
 MAX_NEW_TOKENS = 48
 """Enough for every right answer."""
 

@@ -36,6 +36,7 @@ class PromptPrior(Router):
         self.classifier = classifier
         self.cache_size = cache_size
         self._probabilities = lru_cache(cache_size)(self._classify)
+        self._fitted: object = None  # the weights that the remembered probabilities are of
         self._warned = False
 
     def _classify(self, prompt: str) -> tuple[dict[str, float], dict[str, float]]:
@@ -50,6 +51,9 @@ class PromptPrior(Router):
         """See :meth:`Router.log_evidence`."""
         if prompts is None:
             return selectivity.new_zeros(len(selectivity), len(profile.types))
+        if (fitted := getattr(self.classifier, "coef_", None)) is not self._fitted:  # anew
+            self._probabilities.cache_clear()
+            self._fitted = fitted
         rows = []
         for prompt in prompts:
             types, families = self._probabilities(prompt)

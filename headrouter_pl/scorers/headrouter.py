@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from headrouter_pl.errors import ConfigurationError
 from headrouter_pl.functional import Queries, log_attention, selectivity, smooth_over_time, token_importance
 from headrouter_pl.profiles import HeadProfile, find_shipped, fingerprint
 from headrouter_pl.routers import Router, get_router
@@ -27,6 +28,9 @@ class HeadRouterScorer(Scorer):
         router: A name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted :class:`PromptRouter`.
         queries: ``"prompt"`` averages over the question's tokens (this project's choice), ``"last"`` takes the last,
             ``"max"`` the one that looks most; None for those that the profile was fitted on.
+
+    Raises:
+        ConfigurationError: If the profile was fitted on other queries.
     """
 
     def __init__(
@@ -75,5 +79,10 @@ class HeadRouterScorer(Scorer):
 
 
 def _probe_of(profile: HeadProfile, queries: Queries | None) -> Probe:
-    """The attention that a profile's weights are for."""
+    """The attention that a profile's weights and centroids are for; of one that has none, any."""
+    if queries not in (None, profile.queries) and profile.num_probed is not None:
+        raise ConfigurationError(
+            f"Profile {profile.name!r} was fitted on queries={profile.queries!r}, and says nothing of {queries!r}. Fit "
+            "one on those, or take profile='generic'."
+        )
     return Probe(profile.rotary, queries or profile.queries, layers=profile.layers, pool=profile.pool)

@@ -78,8 +78,8 @@ class TaskScores(Rows):
     """Scores of every task among the samples, the same on every process.
 
     ``compute`` is fed each sample once: a distributed sampler repeats samples until all processes have as many, and a
-    sample of another process whose task, key and right answer were there already is left out. Metrics are computed over
-    the rows of all processes, so they need not be of a kind that adds up.
+    sample of another process whose task, key and right answer were there already is left out; samples without a key are
+    all kept. Metrics are computed over the rows of all processes, so they need not be of a kind that adds up.
 
     Args:
         tasks: Tasks that are not in :data:`headrouter_pl.tasks.TASKS`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from headrouter_pl.errors import ConfigurationError, HeadRouterError, UnknownNam
 from headrouter_pl.pruning import caches as pruning_caches
 from headrouter_pl.pruning import generation
 from headrouter_pl.routers import SelectivityRouter
-from headrouter_pl.scorers import FastVScorer, HeadRouterScorer, RandomScorer, StrideScorer
+from headrouter_pl.scorers import FastVScorer, HeadRouterScorer, RandomScorer, ScoringInputs, StrideScorer
 
 torch.set_num_threads(1)
 
@@ -399,6 +400,21 @@ class TestLogs:
         assert [torch.equal(a, b) for a, b in zip(unpruned, module.seen["validate"], strict=True)] == [
             True, False, False, False, True,
         ]  # fmt: skip
+
+    def test_scores_that_are_no_numbers_warn(self) -> None:
+        class Broken(StrideScorer):
+            def score(self, inputs: ScoringInputs) -> Tensor:
+                scores = super().score(inputs)
+                scores[0, 0] = torch.nan
+                return scores
+
+        callback = HeadRouterCallback(RATIO, scorer=Broken())
+        for stage in ("validate", "predict"):
+            with pytest.warns(UserWarning, match=f"{stage}: Broken gave scores that are NaN"):
+                run(callback, make(), stage)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*NaN")
+            run(HeadRouterCallback(RATIO, scorer="stride"), make(), "validate")
 
     def test_a_run_without_audio_warns(self) -> None:
         def step(model: Any, batch: dict[str, Tensor]) -> Tensor:

@@ -196,6 +196,21 @@ def test_a_method_that_calibrates_itself(questions: PocketBenchmark, tmp_path: P
     assert found.weights.std() > 0
 
 
+def test_a_method_that_calibrates_itself_on_other_queries(questions: PocketBenchmark, tmp_path: Path) -> None:
+    """Centroids, and what is compared with them, are of the same queries."""
+    methods = [{"name": "self", "scorer": "headrouter", "profile": "self", "init_args": {"queries": "last"}}]
+    runner = MethodRunner(build(), make_processor(), read_methods(methods), [0.3], ["semantic", "voice"])
+    runner.calibrate(choose_items(questions.items, None, None), questions.folder)
+    scorer: Any = runner.runs[0].engine.scorer
+    assert scorer.profile.queries == scorer.probe.queries == "last"
+
+
+def test_one_method_alone(questions: PocketBenchmark, tmp_path: Path) -> None:
+    figures = run(tmp_path, methods=METHODS[1:2], tested=["stride"])
+    assert {test["b"] for test in figures["tests"]} == {"unpruned"}
+    assert "## stride against others, all, n = 5" in (tmp_path / "log" / "comparison.md").read_text(encoding="utf-8")
+
+
 class TestResume:
     def test_a_file_cut_anywhere_gives_the_same_rows(self, questions: PocketBenchmark, tmp_path: Path) -> None:
         whole = run(tmp_path, "whole")
@@ -205,6 +220,14 @@ class TestResume:
             again = run(tmp_path, "cut")
             assert read(tmp_path / "cut.jsonl") == read(tmp_path / "whole.jsonl")
             assert steady(again) == steady(whole)
+
+    def test_figures_name_the_machine_that_answered(
+        self, questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here = run(tmp_path, methods=METHODS[:2])["machine"]
+        monkeypatch.setattr("headrouter_pl.cli.tables.machine", lambda: "Another")
+        assert run(tmp_path, methods=METHODS[:2])["machine"] == here
+        assert run(tmp_path)["machine"] == f"Another and {here}"
 
     def test_a_killed_run_asks_nothing_twice(
         self, questions: PocketBenchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -137,6 +137,17 @@ def test_prior_tells_what_the_classifier_tells() -> None:
     assert [*types, *families] == [*classifier.types_, *classifier.classes_]
 
 
+def test_prior_of_a_classifier_that_is_fitted_anew() -> None:
+    prompts = ["Transcribe it.", "What is said?", "Who is speaking?", "Is it a man?"]
+    classifier = PromptRouter().fit(prompts, ["semantic", "semantic", "voice", "voice"])
+    prior, profile = PromptPrior(classifier), profile_of(("semantic", "voice"))
+    before = prior.route(profile, prompts[:1], some_selectivity(1))
+    classifier.fit(prompts, ["voice", "voice", "semantic", "semantic"])
+    after = prior.route(profile, prompts[:1], some_selectivity(1))
+    assert before[0, 0] > 0.5 > after[0, 0]
+    torch.testing.assert_close(after, PromptPrior(classifier).route(profile, prompts[:1], some_selectivity(1)))
+
+
 def test_prior_is_aligned_by_the_names_of_types() -> None:
     router = PromptPrior(FakeClassifier(ANSWERS))
     for types in (TYPES, ("voice", "semantic", "sound")):

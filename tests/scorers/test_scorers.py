@@ -118,6 +118,13 @@ def test_probes() -> None:
     assert probe == Probe(queries="last", layers=(0, 2))
 
 
+def test_queries_that_the_profile_was_not_fitted_on() -> None:
+    profile = HeadProfile("x", weights=torch.full((3, 4), 0.25))
+    assert HeadRouterScorer(profile, queries="prompt").probe == Probe()
+    with pytest.raises(ConfigurationError, match=r"'x' was fitted on queries='prompt', and says nothing of 'last'"):
+        HeadRouterScorer(profile, queries="last")
+
+
 def test_which_layers_a_probe_means() -> None:
     assert Probe().resolve(layer=3, num_layers=30) == (2,)
     assert Probe(layers=(0, 2)).resolve(layer=3, num_layers=30) == (0, 2)
