@@ -83,11 +83,22 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "all queries, not rotary": {"queries": "prompt", "rotary": False},
         "largest query, deep": {"queries": "max"},
         "sharper weights, deep": {"scorer": "Sharper"},
+        "flatter weights, deep": {"scorer": "Flatter"},
         "layers 15 to 21": {"layers": [*range(15, 22)]},
         "smoothing, deep": {"smoothing": 4},
     },
+    "scout": {  # nothing to calibrate: settings of the scorer
+        "scout": {},
+        "scout, layer 17": {"layers": [17]},
+        "scout, layer 25": {"layers": [25]},
+        "scout, layers 15 to 21": {"layers": [*range(15, 22)]},
+        "scout, groups of two": {"pool": 2},
+        "scout, groups of eight": {"pool": 8},
+        "scout, all queries": {"queries": "prompt"},
+        "scout, not rotary": {"rotary": False},
+    },
 }
-_FORMS: dict[str, dict[str, Any]] = {"one pass": ONE_PASS, "headrouter": SCOUT, "headrouter deep": DEEP}
+_FORMS: dict[str, dict[str, Any]] = {"one pass": ONE_PASS, "headrouter": SCOUT, "headrouter deep": DEEP, "scout": {}}
 
 
 class LargestHead(HeadRouterScorer):
@@ -210,7 +221,9 @@ def main() -> None:
 
 
 def prepare(form: str, name: str, changes: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """Calibrates a variant, if that is not done yet, and says how ``compare`` runs it."""
+    """Calibrates a variant, if there is something to, and it is not done yet; says how ``compare`` runs it."""
+    if form == "scout":
+        return {"name": name, "layer": 2, "scorer": "scout", "init_args": changes}
     settings = _FORMS[form] | changes
     scorer = settings.pop("scorer", None)
     path = given.folder / f"{(form if scorer else name).replace(' ', '_')}.safetensors"
