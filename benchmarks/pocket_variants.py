@@ -82,6 +82,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "of three times as many questions, deep": {"max_scenes": None},
         "all queries, not rotary": {"queries": "prompt", "rotary": False},
         "largest query, deep": {"queries": "max"},
+        "positive weights, deep": {"fit": "positive"},
+        "ten times the ridge, deep": {"ridge": 1.0},
         "sharper weights, deep": {"scorer": "Sharper"},
         "flatter weights, deep": {"scorer": "Flatter"},
         "layers 15 to 21": {"layers": [*range(15, 22)]},
