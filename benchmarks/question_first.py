@@ -23,8 +23,10 @@ from headrouter_pl.cli.pocket import FORMAT, choose_items, items_digest, load_mo
 from headrouter_pl.cli.tables import dump_figures, format_table, machine
 from headrouter_pl.comparison import UNPRUNED, Method, summarize
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark
+from headrouter_pl.digest import digest
 from headrouter_pl.models.answering import EncodedPrompt, EncodedPrompter
 from headrouter_pl.results import ResultsLog, write_text
+from headrouter_pl.routers.prompt import shipped_prompts
 
 ORDERS = ("after the audio", "before it", "before and after")
 METHODS = [
@@ -72,6 +74,7 @@ def main() -> None:
         runner.prompter.order = order
         settings = {
             "format": FORMAT,
+            "prompts": digest(shipped_prompts()),  # what routers by the prompt are fitted on
             **told,
             "methods": runner.describe(),
             "items": items_digest(items),

@@ -72,7 +72,10 @@ def probe_attention(
         visible = (visible & query_mask[:, rows, None])[:, None, :, None, :]
         # A row that sees no key, or a query of padding, may be NaN after the softmax; it counts as zero attention.
         weights = logits.masked_fill(~visible, -torch.inf).softmax(-1).masked_fill(~visible, 0.0)
-        attention = attention + weights.sum(2) if reduce == "mean" else torch.maximum(attention, weights.amax(2))
+        if reduce == "max":
+            attention = torch.maximum(attention, weights.amax(2))
+        else:
+            attention += weights.sum(2)
     if reduce == "max":
         return (attention / attention.sum(-1, keepdim=True).clamp(min=torch.finfo(attention.dtype).tiny)).flatten(1, 2)
     count = query_mask.sum(1).clamp(min=1)
