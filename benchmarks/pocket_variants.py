@@ -24,12 +24,12 @@ from headrouter_pl.cli.calibrate import calibrate
 from headrouter_pl.cli.compare import compare
 from headrouter_pl.cli.tables import dump_figures, format_table
 from headrouter_pl.comparison import UNPRUNED
-from headrouter_pl.functional import select_tokens
+from headrouter_pl.functional import log_attention, select_tokens
 from headrouter_pl.models.checkpoints import ADAPTER_FILE
 from headrouter_pl.models.pocket_weights import POCKET_ADAPTER
 from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.results import write_text
-from headrouter_pl.scorers import HeadRouterScorer, ScoringInputs
+from headrouter_pl.scorers import HeadRouterScorer, ScoringInputs, ScoutScorer
 
 LENGTHS = [8, 15, 30, 60]
 # A third of the scenes that the shipped profiles are fitted on, for time.
@@ -88,6 +88,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "flatter weights, deep": {"scorer": "Flatter"},
         "layers 15 to 21": {"layers": [*range(15, 22)]},
         "smoothing, deep": {"smoothing": 4},
+        "one set of weights for all types": {"router": "uniform"},
+        "types half as far apart": {"scorer": "Closer"},
+        "with the plain scout pass": {"scorer": "WithScout"},
     },
     "scout": {  # nothing to calibrate: settings of the scorer
         "scout": {},
@@ -98,9 +101,20 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "scout, groups of eight": {"pool": 8},
         "scout, all queries": {"queries": "prompt"},
         "scout, not rotary": {"rotary": False},
+        "scout, K = 4": {"layer": 4},
+        "scout, K = 6": {"layer": 6},
+        "scout, softmax over all tokens": {"scorer": "FromAllTokens"},
+        "scout, geometric mean of heads": {"scorer": "MeanLog"},
+        "scout, largest head": {"scorer": "LargestScout"},
+        "scout, every second token first": {"scorer": "EverySecond"},
     },
 }
-_FORMS: dict[str, dict[str, Any]] = {"one pass": ONE_PASS, "headrouter": SCOUT, "headrouter deep": DEEP, "scout": {}}
+_FORMS: dict[str, dict[str, Any]] = {
+    "one pass": ONE_PASS,
+    "headrouter": SCOUT,
+    "headrouter deep": DEEP,
+    "scout": {"layer": 2},
+}
 
 
 class LargestHead(HeadRouterScorer):
@@ -130,6 +144,35 @@ class Flatter(Sharper):
     """Strong heads count for less."""
 
     power = 0.5
+
+
+class Closer(HeadRouterScorer):
+    """Each type's weights are the mean of its own and of all types'."""
+
+    def __init__(self, profile: str | HeadProfile, **settings: Any) -> None:
+        super().__init__(profile, **settings)
+        assert self.profile.weights is not None
+        weights = self.profile.weights + self.profile.weights.mean(0)
+        self.profile = replace(self.profile, weights=weights / weights.abs().sum(1, keepdim=True))
+
+
+class WithScout(HeadRouterScorer):
+    """Scores, and the plain mean of the deepest probed layer's heads, in equal parts (in standard deviations)."""
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        """See :meth:`headrouter_pl.scorers.Scorer.score`."""
+        weighted = super().score(inputs)
+        assert inputs.attention is not None
+        heads = inputs.attention.shape[1] // len(self.profile.layers or ())
+        plain = inputs.attention[:, -heads:].mean(1)
+        return _standardised(weighted, inputs.audio_mask) + _standardised(plain, inputs.audio_mask)
+
+
+def _standardised(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores less their mean, over their standard deviation, over each sample's audio."""
+    count = mask.sum(1, keepdim=True).clamp(min=1)
+    centred = (scores - (scores * mask).sum(1, keepdim=True) / count) * mask
+    return centred / (centred.square().sum(1, keepdim=True) / count).sqrt().clamp(min=1e-12)
 
 
 class SegmentFloor(HeadRouterScorer):
@@ -193,6 +236,43 @@ class Unlike(HeadRouterScorer):
         return ranks
 
 
+class FromAllTokens(ScoutScorer):
+    """The softmax runs over text too, as in the model: a head that hardly looks at the audio hardly counts."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        assert self.probe is not None
+        self.probe = replace(self.probe, keys="all")
+
+
+class MeanLog(ScoutScorer):
+    """The geometric mean of heads: what all of them look at."""
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        """See :meth:`headrouter_pl.scorers.Scorer.score`."""
+        assert inputs.attention is not None
+        return log_attention(inputs.attention, inputs.audio_mask[:, None]).mean(1)
+
+
+class LargestScout(ScoutScorer):
+    """The largest of heads: what any of them looks at."""
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        """See :meth:`headrouter_pl.scorers.Scorer.score`."""
+        assert inputs.attention is not None
+        return inputs.attention.amax(1)
+
+
+class EverySecond(ScoutScorer):
+    """Of each group its even tokens before the odd ones, which count by half: more groups, fewer tokens of each."""
+
+    def score(self, inputs: ScoringInputs) -> Tensor:
+        """See :meth:`headrouter_pl.scorers.Scorer.score`."""
+        importance = super().score(inputs)
+        odd = torch.arange(importance.shape[1], device=importance.device) % 2
+        return importance * (1 - odd / 2)
+
+
 def main() -> None:
     """Calibrates, compares, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -224,15 +304,17 @@ def main() -> None:
 
 def prepare(form: str, name: str, changes: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """Calibrates a variant, if there is something to, and it is not done yet; says how ``compare`` runs it."""
-    if form == "scout":
-        return {"name": name, "layer": 2, "scorer": "scout", "init_args": changes}
     settings = _FORMS[form] | changes
-    scorer = settings.pop("scorer", None)
-    path = given.folder / f"{(form if scorer else name).replace(' ', '_')}.safetensors"
-    if not scorer and not path.exists():
+    scorer, router = settings.pop("scorer", None), settings.pop("router", "joint")
+    if form == "scout":
+        layer, scorer = settings.pop("layer"), f"pocket_variants.{scorer}" if scorer else "scout"
+        return {"name": name, "layer": layer, "scorer": scorer, "init_args": settings}
+    fitted = not changes.keys() & {"scorer", "router"}  # else it takes the form's own profile
+    path = given.folder / f"{(name if fitted else form).replace(' ', '_')}.safetensors"
+    if fitted and not path.exists():
         calibrate(weights=given.weights, dtype="float32", output=str(path), **settings)
     return {
-        "name": name, "layer": settings["layer"], "profile": str(path),
+        "name": name, "layer": settings["layer"], "profile": str(path), "router": router,
         "scorer": f"pocket_variants.{scorer}" if scorer else "headrouter",
     }  # fmt: skip
 

@@ -58,7 +58,8 @@ class ProfileCalibrator:
         fit: For the latter two: ``"positive"``, non-negative least squares on attention; ``"signed"``, ridge regression
             on the logarithm of attention; for evidence also ``"mass"``, the mean attention on evidence above chance.
             ``"positive"`` if None.
-        layer: The prune layer K that the profile is for; None for 2, or the lowest above it that the model allows.
+        layer: The prune layer K that the profile is for; None for 3, for the layer above ``layers``, or for 2 with
+            ``pool``; where the model does not allow it, the nearest that it does.
         layers: The probed layers, below K; None for the one right below. In a scout pass they may lie anywhere, see
             :class:`headrouter_pl.scorers.Probe`, here and below.
         types: Names of the types, each with its family.
@@ -93,8 +94,8 @@ class ProfileCalibrator:
         self.handle = find_lalm(model)
         self.method = method
         self.fit = fit if fit is not None else next(iter(FITS[method]), None)
-        self.layer = prune_layer(self.handle, layer)
         self.probe = Probe(rotary, queries, layers=None if layers is None else tuple(sorted(layers)), pool=pool)
+        self.layer = prune_layer(self.handle, layer, self.probe)
         self.layers = self.probe.resolve(self.layer, self.handle.num_layers)
         limit = self.layer if pool is None else self.handle.num_layers
         inside = bool(self.layers) and 0 <= self.layers[0] <= self.layers[-1] < limit

@@ -58,7 +58,7 @@ class HeadRouterCallback(StageCallback):
         keep_ratio: Share of each sample's audio tokens to keep, in (0, 1]; 0.7 if neither it nor ``keep_tokens`` is
             given.
         keep_tokens: Number of audio tokens to keep in each sample, instead of a ratio.
-        layer: The prune layer K; None for 2, or the lowest above it that the model and the profile allow.
+        layer: The prune layer K; None for 3, or what suits model, profile and scorer, see :class:`AudioTokenPruner`.
         scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or a scorer.
         router: For the scorer ``"headrouter"``: a name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted
             :class:`PromptRouter`.

@@ -56,7 +56,7 @@ def demo(
         prompt: What to ask about it.
         keep_ratio: Share of the audio tokens to keep, or several: ``[0.7,0.5,0.3]``.
         questions: Ask only the first so many of the demo's questions.
-        layer: The prune layer K; 2 by default.
+        layer: The prune layer K; see :class:`headrouter_pl.AudioTokenPruner` for the default.
         scorer: The pruning method.
         output: Where the figure goes.
     """

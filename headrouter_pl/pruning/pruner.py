@@ -15,19 +15,33 @@ from headrouter_pl.pruning.engine import PruningEngine
 from headrouter_pl.pruning.prompts import PromptReader, Tokenizer
 from headrouter_pl.pruning.report import PruningReport
 from headrouter_pl.routers import PromptRouter, Router
-from headrouter_pl.scorers import HeadRouterScorer, Scorer, get_scorer
+from headrouter_pl.scorers import HeadRouterScorer, Probe, Scorer, get_scorer
 
 DEFAULT_KEEP_RATIO = 0.7
-DEFAULT_LAYER = 2
+DEFAULT_LAYER = 3
+EARLIEST_LAYER = 2  # by default: before it tokens know too little of each other to be judged, or done without
 
 
-def prune_layer(handle: LalmHandle, layer: int | None, scorer: Scorer | None = None) -> int:
-    """The prune layer K: ``layer``, or if None the lowest from 2 on that the model allows and the scorer's probe."""
+def prune_layer(handle: LalmHandle, layer: int | None, probe: Probe | None = None) -> int:
+    """The prune layer K.
+
+    Args:
+        handle: The model.
+        layer: K itself, or None for the default.
+        probe: The attention that tokens are scored by, if any.
+
+    Returns:
+        ``layer``; or if None, the allowed one nearest to 3, to the layer above the probed ones where they are named, or
+        to 2 where they are looked at in a scout pass.
+    """
     if layer is not None:
         return layer
-    probe = None if scorer is None else scorer.probe
-    probed = () if probe is None or probe.pool is not None or not probe.layers else probe.layers
-    return max(DEFAULT_LAYER, handle.lowest_layer, *(index + 1 for index in probed))
+    default = DEFAULT_LAYER
+    if probe is not None and probe.pool is not None:
+        default = EARLIEST_LAYER
+    elif probe is not None and probe.layers:
+        default = max(EARLIEST_LAYER, max(probe.layers) + 1)
+    return max(min(default, handle.highest_layer), handle.lowest_layer)
 
 
 class AudioTokenPruner:
@@ -42,8 +56,9 @@ class AudioTokenPruner:
     Args:
         keep_ratio: Share of each sample's audio tokens to keep, in (0, 1]; 0.7 if ``keep_tokens`` is not given either.
         keep_tokens: Number of audio tokens to keep in each sample, instead of a ratio.
-        layer: The prune layer K: layers 0..K-1 see every token. None for 2, or the lowest above it that the model and
-            the profile allow: a profile of layers 0 to 2, measured in the model's own pass, is for K = 3 and above.
+        layer: The prune layer K: layers 0..K-1 see every token. None for 3, for the layer above those that the profile
+            was measured at, or for 2 where tokens are scored in a scout pass; where the model does not allow it, the
+            nearest that it does.
         scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or a scorer.
         router: For the scorer ``"headrouter"``: a name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted
             :class:`PromptRouter`.
@@ -134,7 +149,7 @@ class AudioTokenPruner:
                 UserWarning,
                 stacklevel=4,
             )
-        layer = prune_layer(handle, self.layer, self.scorer)
+        layer = prune_layer(handle, self.layer, self.scorer.probe)
         scorer = self.scorer.for_model(handle, layer)
         return PruningEngine(
             handle,

@@ -275,7 +275,7 @@ def test_profiles_are_fitted_saved_and_used(settings: dict[str, Any], tmp_path: 
     profile = run(model, data, **settings)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     again = run(model, data, **settings)
-    layers = tuple(settings.get("layers", (1,)))
+    layers = tuple(settings.get("layers", (2,)))
     assert profile.layers == layers
     assert profile.smoothing == settings.get("smoothing", 0)
     for mine, its in ((profile.weights, again.weights), (profile.centroids, again.centroids)):
@@ -287,7 +287,7 @@ def test_profiles_are_fitted_saved_and_used(settings: dict[str, Any], tmp_path: 
     assert profile.metadata["samples"] == '{"semantic": 3, "sound": 3}'
     profile.save(tmp_path / "mine.safetensors")
     pruner = AudioTokenPruner(
-        0.3, layer=settings.get("layer", 2), profile=str(tmp_path / "mine.safetensors"), router="selectivity"
+        0.3, layer=settings.get("layer"), profile=str(tmp_path / "mine.safetensors"), router="selectivity"
     )
     scorer = HeadRouterScorer(str(tmp_path / "mine.safetensors"))
     asked = {name: settings.get(name, default) for name, default in {"queries": "prompt", "rotary": False}.items()}
@@ -322,7 +322,7 @@ def test_utility_is_the_rise_of_the_answers_nll(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         CalibrationSums, "add_utility", lambda self, kind, values, bounds, rises: found.append((bounds, rises))
     )
-    calibrator = ProfileCalibrator(model, method="utility", stretch=6, types=PLACE)
+    calibrator = ProfileCalibrator(model, method="utility", layer=2, stretch=6, types=PLACE)
     calibrator.update(data[0])
     assert [bounds for bounds, _ in found] == [[(0, 5), (5, 10), (10, 15), (15, 20)], [(0, 4), (4, 9)]]
     inputs = {name: value for name, value in data[0]["inputs"].items() if name != "labels"}
@@ -393,7 +393,7 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     for settings, changed in (
         ({"types": {"semantic": "semantic", "voice": "acoustic"}}, "types"),
         ({"queries": "last"}, "queries"),
-        ({"layers": [0]}, "probed_layers"),
+        ({"layer": 3, "layers": [0]}, "probed_layers"),
         ({"method": "evidence"}, "method"),
     ):
         with pytest.raises(HeadRouterError, match=rf"state of another calibration: other {changed}\."):
@@ -546,8 +546,8 @@ def test_other_bad_batches() -> None:
         ({"stretch": 0}, "stretch must be at least 1"),
         ({"ridge": 0.0}, "ridge positive"),
         ({"smoothing": -1}, "smoothing not negative"),
-        ({"layers": [2]}, "below layer 2"),
-        ({"layers": []}, "below layer 2"),
+        ({"layer": 2, "layers": [2]}, "below layer 2"),
+        ({"layers": []}, "below layer 3"),
         ({"layers": [-1, 0]}, "below layer 2"),
         ({"layers": [1, 1]}, "must differ"),
         ({"layer": 4, "layers": [1]}, "below the model's 4 layers"),

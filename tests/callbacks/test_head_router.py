@@ -200,7 +200,7 @@ def _no_forward_left() -> Iterator[None]:
 
 def expected(*, labels: bool = True) -> dict[str, float]:
     """Logged values of one pass over :func:`batches`, by arithmetic on the clip lengths."""
-    layers, prune_layer, kv_width = 4, 2, 2 * tiny.KV_HEADS * tiny.HEAD_DIM * 4  # keys and values, float32
+    layers, prune_layer, kv_width = 4, 3, 2 * tiny.KV_HEADS * tiny.HEAD_DIM * 4  # keys and values, float32
     hidden, key_dim = tiny.HIDDEN, tiny.KV_HEADS * tiny.HEAD_DIM
     weights = 2 * hidden * hidden + 2 * hidden * key_dim + 3 * hidden * 64
 
@@ -264,14 +264,14 @@ class TestPrunes:
         assert same(module.seen["validate"], by_hand(module, None))
 
     def test_keep_tokens_layer_scorer_and_router_reach_the_pruner(self) -> None:
-        for settings in ({"keep_tokens": 4}, {"layer": 3}, {"scorer": "stride"}, {"scorer": StrideScorer()},
+        for settings in ({"keep_tokens": 4}, {"layer": 2}, {"scorer": "stride"}, {"scorer": StrideScorer()},
                          {"router": "selectivity"}, {"profile": "sharp"}, {"scorer": "fastv", "layer": 1}):  # fmt: skip
             given: dict[str, Any] = {**settings} if "keep_tokens" in settings else {"keep_ratio": RATIO, **settings}
             module, callback = make(), HeadRouterCallback(**given)
             run(callback, module, "validate")
             tokenizer = StubTokenizer() if callback.pruner.scorer.needs_prompts else None
             assert same(module.seen["validate"], by_hand(module, AudioTokenPruner(**given, tokenizer=tokenizer)))
-            assert callback.report.prefills[-1].layer == settings.get("layer", 2)
+            assert callback.report.prefills[-1].layer == settings.get("layer", 3)
             if "keep_tokens" in settings:
                 assert callback.totals["validate"]["audio_tokens_kept"] == 4 * 6
 

@@ -58,7 +58,7 @@ def run(*callbacks: L.Callback, logger: Any, batches: int = 4, stage: str = "val
 class TestLoggers:
     def test_images_every_so_many_batches(self) -> None:
         logger = ImageLogger()
-        run(HeadRouterCallback(0.4), HeadRouterPictures(2), logger=logger, batches=5)
+        run(HeadRouterCallback(0.4, layer=2), HeadRouterPictures(2), logger=logger, batches=5)
         assert [name for name, _ in logger.images] == 2 * [f"headrouter/validate/{name}" for name in NAMES]
         for _, image in logger.images:
             assert image.dtype == np.uint8

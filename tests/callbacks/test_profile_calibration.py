@@ -381,11 +381,11 @@ def measured_by_hand(count: int) -> HeadProfile:
     router = PromptRouter.default()
     sums = CalibrationSums({str(name): router.families_[name] for name in router.types_}, tiny.HEADS)
     for batch in batches()[:count]:
-        measured = measure_attention(handle, batch["inputs"], Probe(layers=(1,)))
+        measured = measure_attention(handle, batch["inputs"], Probe(layers=(2,)))
         assert measured is not None
         for row, ids in enumerate(batch["inputs"]["input_ids"]):
             sums.add(kind_of(int(ids[-1])), measured.attention[row, :, measured.audio_mask[row]])
-    return sums.profile("self", probe=Probe(layers=(1,)), metadata={}, share=True)
+    return sums.profile("self", probe=Probe(layers=(2,)), metadata={}, share=True)
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])

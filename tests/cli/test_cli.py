@@ -43,7 +43,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny AudioFlamingo3 with a stock processor whose tokens are characters, in windows of one second."""
     folder = tmp_path_factory.mktemp("model")
     family = tiny.FAMILIES["audioflamingo3"]
-    config = family.config(4)
+    config = family.config(6)
     config.audio_config.max_source_positions = 50
     model = tiny._cls(family.cls)._from_config(config)
     tiny._randomise(model, 0)
@@ -146,7 +146,7 @@ class TestTrainerCommands:
         trained = [
             value for name, value in state["state_dict"].items() if "language_model" in name and "lora_B" in name
         ]
-        assert len(trained) == 2 * 4
+        assert len(trained) == 2 * 6
         assert all(value.any() for value in trained)  # moved from zero
 
     def test_a_wrong_setting_is_named(

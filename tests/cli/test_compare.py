@@ -505,7 +505,7 @@ CONTROLS = {"one pass, true type", "one pass, swapped", "linear probe", "oracle"
         ("compare_pocket_quick", BASELINES),
         ("compare_pocket_controls", CONTROLS | {"self"}),
         ("compare_pocket_long", {"stride", "dart", "scout", "one pass"}),
-        ("compare_evict_early", {"one pass", "headrouter", "stride"}),
+        ("compare_evict_early", {"one pass", "scout", "stride"}),
     ],
 )
 def test_shipped_configurations(name: str, wanted: set[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -519,8 +519,8 @@ def test_shipped_configurations(name: str, wanted: set[str], capsys: pytest.Capt
     assert {*config["tested"], *(config["drawn"] or ())} <= names
     assert read_ratios(config["keep_ratios"])
     assert wanted <= names
-    if name != "compare_evict_early":  # no baseline prunes earlier than the form in the model's own pass
-        assert {method.layer for method in methods if method.name in BASELINES | {"generic", "one pass"}} == {3}
+    # No baseline prunes earlier than the form in the model's own pass.
+    assert {method.layer for method in methods if method.name in BASELINES | {"generic", "one pass"}} == {3}
     if name == "compare_pocket":
         for weights in ("selectivity", "utility", "one pass", "headrouter", "headrouter deep"):
             first = next(method for method in methods if method.name.startswith(weights))

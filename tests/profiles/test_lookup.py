@@ -82,12 +82,12 @@ def test_auto_prunes_by_the_shipped_profile(tmp_path: Path, monkeypatch: pytest.
     mine = HeadProfile("mine", weights=weights, layers=(0, 1), metadata=metadata)
     mine.save(tmp_path / "mine.safetensors")
     batch = tiny.inputs(FAMILY, model, [[20], [9]])
-    pruner = AudioTokenPruner(keep_ratio=0.3, router="selectivity")
+    pruner = AudioTokenPruner(keep_ratio=0.3, layer=2, router="selectivity")
     kept = {}
     for name, chosen in {
         "auto": pruner,
-        "mine": AudioTokenPruner(keep_ratio=0.3, router="selectivity", profile=mine),
-        "generic": AudioTokenPruner(keep_ratio=0.3, router="selectivity", profile="generic"),
+        "mine": AudioTokenPruner(keep_ratio=0.3, layer=2, router="selectivity", profile=mine),
+        "generic": AudioTokenPruner(keep_ratio=0.3, layer=2, router="selectivity", profile="generic"),
     }.items():
         with torch.no_grad(), chosen(model) as report:
             model(**batch)

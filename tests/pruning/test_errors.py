@@ -19,6 +19,8 @@ from headrouter_pl.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from headrouter_pl.models import find_lalm
+from headrouter_pl.pruning.pruner import prune_layer
 
 
 @pytest.mark.parametrize(
@@ -126,16 +128,42 @@ def test_no_placeholder_id_in_the_config() -> None:
         model(**batch)
 
 
-def test_the_prune_layer_of_a_profile_measured_in_the_own_pass(model: Any) -> None:
-    profile = HeadProfile("three", weights=torch.full((3, 12), 1 / 12), layers=(0, 1, 2))
-    batch = tiny.inputs("audioflamingo3", model, [[20]])
-    with warnings.catch_warnings():
+def _of(layers: tuple[int, ...], **settings: Any) -> HeadProfile:
+    probed = 4 * len(layers)
+    return HeadProfile("mine", weights=torch.full((3, probed), 1 / probed), layers=layers, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "layer"),
+    [
+        ({"scorer": "stride"}, 3),
+        ({"scorer": "fastv"}, 3),
+        ({"profile": "generic"}, 3),
+        ({"profile": _of((0, 1, 2))}, 3),
+        ({"profile": _of((3,))}, 4),
+        ({"profile": _of((1,))}, 2),
+        ({"profile": _of((0,))}, 2),
+        ({"profile": _of((0, 4), pool=4)}, 2),
+        ({"scorer": "scout"}, 2),
+        ({"layer": 1}, 1),
+    ],
+)
+def test_the_default_prune_layer(settings: dict[str, Any], layer: int) -> None:
+    model = tiny.build("audioflamingo3", num_layers=6)
+    with warnings.catch_warnings(), torch.no_grad(), AudioTokenPruner(0.5, **settings).engine(model) as report:
         warnings.simplefilter("ignore")  # no tokenizer
-        with torch.no_grad(), AudioTokenPruner(0.5, profile=profile)(model) as report:
-            model(**batch)
-        assert report.prefills[0].layer == 3
-        with pytest.raises(HeadRouterError, match=r"\[2\] .* below the prune layer 2: take layer >= 3"):
-            _enter(model, profile=profile, layer=2)
+        model(**tiny.inputs("audioflamingo3", model, [[20]]))
+    assert report.prefills[0].layer == layer
+
+
+def test_the_default_prune_layer_where_the_model_allows_fewer() -> None:
+    assert prune_layer(find_lalm(tiny.build("gemma3n")), None) == 2
+    assert prune_layer(find_lalm(tiny.build("audioflamingo3", num_layers=2)), None) == 1
+
+
+def test_a_profile_measured_in_the_own_pass_at_or_above_the_prune_layer(model: Any) -> None:
+    with pytest.raises(HeadRouterError, match=r"\[2\] .* below the prune layer 2: take layer >= 3"):
+        _enter(model, profile=_of((0, 1, 2)), layer=2)
 
 
 def test_a_profile_of_another_model(model: Any) -> None:

@@ -407,7 +407,7 @@ def test_lora_gradients() -> None:
         model(**batch, use_cache=False).loss.backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    with AudioTokenPruner(0.4, scorer="fastv")(model) as report:
+    with AudioTokenPruner(0.4, layer=2, scorer="fastv")(model) as report:
         pruned = gradients()
     with masked_from(handle.layers, 2, dropped_from(report, audio)):
         expected = gradients()

@@ -87,11 +87,11 @@ def test_flash(name: str, clips: list[list[int]], scorer: str, flash: str) -> No
     with torch.no_grad():
         _use(model, flash)
         full = model(**batch).logits
-        with AudioTokenPruner(0.4, scorer=scorer)(model) as report:
+        with AudioTokenPruner(0.4, layer=2, scorer=scorer)(model) as report:
             logits = model(**batch).logits
             generated = model.generate(**batch, **settings)
         _use(model, "sdpa")
-        with AudioTokenPruner(0.4, scorer=scorer)(model) as same:
+        with AudioTokenPruner(0.4, layer=2, scorer=scorer)(model) as same:
             model(**batch)
         for one, other in zip(report.samples, same.samples, strict=False):  # report holds the generation's as well
             torch.testing.assert_close(one.importance, other.importance, atol=1e-6, rtol=1e-4)
@@ -117,7 +117,7 @@ def test_flash_with_evicted_keys(name: str, clips: list[list[int]], flash: str) 
     }  # fmt: skip
     with torch.no_grad():
         _use(model, flash)
-        with AudioTokenPruner(0.4, scorer="random", evict_early=True)(model) as report:
+        with AudioTokenPruner(0.4, layer=2, scorer="random", evict_early=True)(model) as report:
             found = model.generate(**batch, **settings)
         _use(model, "sdpa")
         dropped = dropped_from(report, tiny.audio_mask(name, model, batch["input_ids"]))
@@ -138,7 +138,7 @@ def test_sliding_window_is_refused(flash: str) -> None:
     with (
         torch.no_grad(),
         pytest.raises(UnsupportedModelError, match="sdpa"),
-        AudioTokenPruner(0.4, scorer="random")(model),
+        AudioTokenPruner(0.4, layer=2, scorer="random")(model),
     ):
         model(**batch)
 
@@ -149,7 +149,11 @@ def test_packed_samples_are_refused() -> None:
     length = batch["input_ids"].shape[1]
     positions = torch.cat((torch.arange(10), torch.arange(length - 10)))[None]
     del batch["attention_mask"]
-    with torch.no_grad(), AudioTokenPruner(0.4, scorer="random")(model), pytest.raises(HeadRouterError, match="packed"):
+    with (
+        torch.no_grad(),
+        AudioTokenPruner(0.4, layer=2, scorer="random")(model),
+        pytest.raises(HeadRouterError, match="packed"),
+    ):
         model(**batch, position_ids=positions)
 
 
@@ -165,7 +169,7 @@ def test_flash_on_gpu(clips: list[list[int]]) -> None:
     batch["input_features"] = batch["input_features"].bfloat16()
     handle, audio = find_lalm(model), tiny.audio_mask("qwen2_audio", model, batch["input_ids"])
     with torch.no_grad():
-        with AudioTokenPruner(0.4, scorer="random")(model) as report:
+        with AudioTokenPruner(0.4, layer=2, scorer="random")(model) as report:
             logits = model(**batch).logits
         full = model(**batch).logits
         model.set_attn_implementation("sdpa")

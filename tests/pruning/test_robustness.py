@@ -27,7 +27,7 @@ def _batch(model: Any, *clips: int, **settings: Any) -> dict[str, Tensor]:
 
 
 def _pruner(**settings: Any) -> AudioTokenPruner:
-    return AudioTokenPruner(**{"keep_ratio": 0.4, "scorer": "random", **settings})
+    return AudioTokenPruner(**{"keep_ratio": 0.4, "layer": 2, "scorer": "random", **settings})
 
 
 def _reference(model: Any, batch: dict[str, Tensor], report: Any, **inputs: Any) -> Any:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
-from pocket_variants import Flatter, LargestHead, SegmentFloor, Sharper, Unlike, WindowBudget
+from pocket_variants import (
+    Closer,
+    EverySecond,
+    Flatter,
+    FromAllTokens,
+    LargestHead,
+    LargestScout,
+    MeanLog,
+    SegmentFloor,
+    Sharper,
+    Unlike,
+    WindowBudget,
+    WithScout,
+)
 from torch import Tensor
 
 from headrouter_pl.functional import select_tokens
+from headrouter_pl.functional.routing import LOG_FLOOR
 from headrouter_pl.profiles import HeadProfile
-from headrouter_pl.scorers import HeadRouterScorer, ScoringInputs
+from headrouter_pl.scorers import HeadRouterScorer, Probe, ScoringInputs, ScoutScorer
 
 SEEN, COUNTS = (40, 25), (10, 6)
 
@@ -63,6 +80,28 @@ def test_strong_heads_count_for_more_or_less(profile: HeadProfile) -> None:
         torch.testing.assert_close(inputs.head_weights, wanted.expand(len(SEEN), -1))
 
 
+def test_types_come_closer() -> None:
+    weights = torch.tensor([[1.0, 0.0], [0.2, -0.8]])
+    profile = HeadProfile("two", ("what", "how"), ("semantic", "acoustic"), weights=weights, features="log")
+    scorer = Closer(profile)
+    wanted = torch.tensor([[1.6, -0.4], [0.8, -1.2]])  # each plus the mean of both
+    torch.testing.assert_close(scorer.profile.weights, wanted / 2)
+    assert profile.weights is weights
+
+
+def test_scores_and_the_plain_scout_pass_count_alike(profile: HeadProfile) -> None:
+    profile = replace(profile, weights=torch.tensor([[0.3, -0.2, 0.1, 0.2, 0.1, 0.1]]), layers=(4, 7), pool=4)
+    inputs = batch()
+    assert inputs.attention is not None
+    inputs.attention = torch.cat([inputs.attention, inputs.attention.square()], 1)  # of layer 4, and of layer 7
+    importance = HeadRouterScorer(profile, router="uniform").score(inputs)
+    scores = WithScout(profile, router="uniform").score(inputs)
+    for row, seen in enumerate(SEEN):
+        plain = inputs.attention[row, 3:, :seen].mean(0)
+        parts = [(part - part.mean()) / part.std(correction=0) for part in (importance[row, :seen], plain)]
+        torch.testing.assert_close(scores[row, :seen], parts[0] + parts[1])
+
+
 def test_each_window_keeps_its_share(profile: HeadProfile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WindowBudget, "window", 15)
     inputs = batch()
@@ -93,3 +132,19 @@ def test_of_alike_tokens_one(profile: HeadProfile) -> None:
             }
             taken.append(max(worth, key=lambda i: worth[i]))
         assert chosen[row] == set(taken)
+
+
+def test_ways_to_read_a_plain_scout_pass() -> None:
+    inputs = batch()
+    assert inputs.attention is not None
+    assert FromAllTokens(pool=2).probe == Probe(rotary=True, queries="last", keys="all", pool=2)
+    mean, logs, largest, second = (
+        made().score(inputs) for made in (ScoutScorer, MeanLog, LargestScout, EverySecond)
+    )  # fmt: skip
+    for row, seen in enumerate(SEEN):
+        for i in range(seen):
+            heads = inputs.attention[row, :, i].tolist()
+            assert largest[row, i].item() == max(heads)
+            assert second[row, i].item() == pytest.approx(mean[row, i].item() * (0.5 if i % 2 else 1))
+            geometric = sum(math.log(seen * a + LOG_FLOOR) for a in heads) / len(heads)
+            assert logs[row, i].item() == pytest.approx(geometric, rel=1e-5)
