@@ -55,11 +55,12 @@ OURS: dict[str, dict[str, Any]] = {
     "headrouter": {},
     "headrouter, evicted early": {"evict_early": True},
     "headrouter, generic": {"profile": "generic"},
+    "headrouter-pl, scout": {"scorer": "scout", "layer": 2},
     "headrouter-pl, fastv": {"scorer": "fastv"},
     "headrouter-pl, dart": {"scorer": "dart"},
 }
-"""Our methods -> settings of the pruner: the default ones (for the pocket model a profile in a scout pass), with the
-caches of all layers cut, without a scout pass, and the scores of two peers."""
+"""Our methods -> settings of the pruner: the default ones (for the pocket model weighted heads of its own pass), the
+same with the caches of all layers cut, uniform weights, the scout pass, and the scores of two peers."""
 UNPRUNED = "unpruned"
 METHODS = (UNPRUNED, *OURS, *PEERS)
 Inputs = Mapping[str, Tensor]
@@ -70,7 +71,7 @@ def pruned(method: str, model: Any, ratio: float, layer: int, tokenizer: Any) ->
     if method == UNPRUNED:
         return nullcontext()
     if method in OURS:
-        return AudioTokenPruner(ratio, layer=layer, tokenizer=tokenizer, **OURS[method])(model)
+        return AudioTokenPruner(ratio, **{"layer": layer, "tokenizer": tokenizer, **OURS[method]})(model)
     return PEERS[method](model, ratio, layer)
 
 
@@ -177,7 +178,7 @@ def peak_of(given: argparse.Namespace, seconds: float, method: str, ratio: float
         return int(pool.apply(peak_here, (given, seconds, method, ratio)))
 
 
-def peak_here(given: argparse.Namespace, seconds: float, method: str, ratio: float) -> int:
+def peak_here(given: argparse.Namespace, seconds: float, method: str, ratio: float) -> int | None:
     model, inputs = build(given, seconds)
     with pruned(method, model, ratio, given.layer, FixedPrompt()):
         return peak_bytes(model, inputs)
@@ -228,7 +229,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shape", default="pocket")
     parser.add_argument("--seconds", type=float, nargs="+", default=[300.0], help="of audio")
     parser.add_argument("--keep_ratios", type=float, nargs="+", default=[0.3, 0.1])
-    parser.add_argument("--layer", type=int, default=2, help="the prune layer K")
+    parser.add_argument("--layer", type=int, default=3, help="the prune layer K")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--num_layers", type=int, help="decoder layers, to measure a slice")
     parser.add_argument("--encoder_layers", type=int)
