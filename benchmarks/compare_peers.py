@@ -175,7 +175,10 @@ def build(given: argparse.Namespace, seconds: float) -> tuple[Any, dict[str, Ten
 def peak_of(given: argparse.Namespace, seconds: float, method: str, ratio: float) -> int:
     """Peak memory of one prefill, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return int(pool.apply(peak_here, (given, seconds, method, ratio)))
+        measured = pool.apply(peak_here, (given, seconds, method, ratio))
+    if measured is None:
+        raise SystemExit("--peaks needs Linux or a GPU.")
+    return measured
 
 
 def peak_here(given: argparse.Namespace, seconds: float, method: str, ratio: float) -> int | None:
