@@ -14,6 +14,7 @@ from pocket_variants import (
     FromAllTokens,
     LargestHead,
     LargestScout,
+    MassBudget,
     MeanLog,
     SegmentFloor,
     Sharper,
@@ -148,3 +149,13 @@ def test_ways_to_read_a_plain_scout_pass() -> None:
             assert second[row, i].item() == pytest.approx(mean[row, i].item() * (0.5 if i % 2 else 1))
             geometric = sum(math.log(seen * a + LOG_FLOOR) for a in heads) / len(heads)
             assert logs[row, i].item() == pytest.approx(geometric, rel=1e-5)
+
+
+def test_a_budget_that_depends_on_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MassBudget, "mass", 0.5)
+    inputs = batch()
+    importance = MassBudget().score(inputs)
+    for row, seen in enumerate(SEEN):
+        ranked = sorted(importance[row, :seen].tolist(), reverse=True)
+        count = int(inputs.counts[row])
+        assert sum(ranked[:count]) >= 0.5 * sum(ranked) > sum(ranked[: count - 1])
