@@ -66,6 +66,11 @@ METHODS = (UNPRUNED, *OURS, *PEERS)
 Inputs = Mapping[str, Tensor]
 
 
+def layer_of(method: str, given: argparse.Namespace) -> int:
+    """The prune layer K of a method."""
+    return int(OURS.get(method, {}).get("layer", given.layer))
+
+
 def pruned(method: str, model: Any, ratio: float, layer: int, tokenizer: Any) -> AbstractContextManager[Any]:
     """The context in which a model is pruned by a method."""
     if method == UNPRUNED:
@@ -128,7 +133,7 @@ def measure(given: argparse.Namespace, seconds: float) -> list[dict[str, Any]]:
     base = keys[0]
     return [
         {"peer": method, "keep_ratio": ratio, "shape": given.shape, "num_layers": given.num_layers,
-         "length_s": seconds, "batch": 1, "layer": given.layer, "attention": "sdpa", "dtype": given.dtype,
+         "length_s": seconds, "batch": 1, "layer": layer_of(method, given), "attention": "sdpa", "dtype": given.dtype,
          "prefill_ratio": rounded(statistics.median(prefills[key]) / statistics.median(prefills[base])),
          "prefill_s": spread(prefills[key]),
          "decode_ratio": rounded(statistics.median(decodes[key]) / statistics.median(decodes[base])),
@@ -232,7 +237,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shape", default="pocket")
     parser.add_argument("--seconds", type=float, nargs="+", default=[300.0], help="of audio")
     parser.add_argument("--keep_ratios", type=float, nargs="+", default=[0.3, 0.1])
-    parser.add_argument("--layer", type=int, default=3, help="the prune layer K")
+    parser.add_argument("--layer", type=int, default=3, help="the prune layer K; 2 for the scout pass, always")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--num_layers", type=int, help="decoder layers, to measure a slice")
     parser.add_argument("--encoder_layers", type=int)
@@ -257,6 +262,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if given.questions or given.peaks:
         if known is None:
             raise SystemExit("This goes into the rows of --output: measure first, without --questions and --peaks.")
+        if any(row["layer"] != layer_of(row["peer"], given) for row in known["rows"]):
+            raise SystemExit(f"The rows of {given.output} are of another --layer.")
+        if missing := set(METHODS) - {row["peer"] for row in known["rows"]}:
+            raise SystemExit(f"{given.output} has no rows of {', '.join(sorted(missing))}: measure times anew.")
         figures = dict(known)
         if given.peaks:
             figures = add_peaks(figures, given, command)

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--steps", default=70, type=int, help="training steps, of one question each")
     parser.add_argument("--questions", default=60, type=int, help="of the validation split")
     parser.add_argument("--timed", default=6, type=int, help="steps timed at each ratio")
-    parser.add_argument("--layer", type=int, help="the prune layer K; the pruner's default if not given")
+    parser.add_argument("--layer", default=3, type=int, help="the prune layer K")
     parser.add_argument("--profile", default="auto", help="head weights")
     parser.add_argument("--folder", default=Path("outputs/lora_pruning"), type=Path, help="adapters and answers")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
@@ -156,7 +156,7 @@ def tune(
 
 
 def time_steps(
-    questions: list[tuple[Path, PocketItem]], ratios: list[float], layer: int | None, profile: str
+    questions: list[tuple[Path, PocketItem]], ratios: list[float], layer: int, profile: str
 ) -> dict[float, list[float]]:
     """Seconds of forward, backward and optimiser, encoder included, at each ratio in turn, without the first round."""
     module = make()

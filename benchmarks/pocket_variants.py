@@ -89,7 +89,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "layers 15 to 21": {"layers": [*range(15, 22)]},
         "smoothing, deep": {"smoothing": 4},
         "one set of weights for all types": {"router": "uniform"},
-        "types half as far apart": {"scorer": "Closer"},
+        "types less far apart": {"scorer": "Closer"},
         "with the plain scout pass": {"scorer": "WithScout"},
     },
     "scout": {  # nothing to calibrate: settings of the scorer
@@ -148,7 +148,7 @@ class Flatter(Sharper):
 
 
 class Closer(HeadRouterScorer):
-    """Each type's weights are the mean of its own and of all types'."""
+    """To each type's weights the mean of all types' is added, before their absolute values sum to one again."""
 
     def __init__(self, profile: str | HeadProfile, **settings: Any) -> None:
         super().__init__(profile, **settings)
@@ -284,7 +284,8 @@ class MassBudget(ScoutScorer):
         importance = super().score(inputs)
         share = importance / importance.sum(1, keepdim=True)
         held = share.sort(dim=1, descending=True).values.cumsum(1)
-        # On a CPU these are the engine's own counts. A budget that depends on scores is no setting of the pruner.
+        if inputs.counts.device.type != "cpu":  # there, and there alone, they are the engine's own
+            raise NotImplementedError("budgets that depend on scores are tried on a CPU alone")
         inputs.counts.copy_(((held < self.mass).sum(1) + 1).clamp(max=inputs.audio_mask.sum(1)))
         return importance
 

@@ -236,6 +236,7 @@ def test_comparison(measured: Path) -> None:
         assert held["kv eviction"] == held["input dropping"] == early < ours < whole["kv_bytes"]
     assert all(row["accuracy"] is None and row["runs"] == 1 for row in rows.values())
     assert all(row["peak_bytes"] > 2**20 for row in rows.values())
+    assert {row["peer"] for row in rows.values() if row["layer"] != 3} == {"headrouter-pl, scout"}
     assert "--peaks" in figures["peaks"]["command"]
 
 
@@ -302,6 +303,12 @@ def test_accuracy_goes_into_a_file_of_times(
             assert told == (0.8, 5)
     with pytest.raises(SystemExit, match="measure first"):
         compare_peers.main([*arguments, str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit, match="of another --layer"):
+        compare_peers.main([*arguments, str(measured), "--layer", "2"])
+    fewer = [row for row in after["rows"] if row["peer"] != "dart"]
+    measured.write_text(json.dumps(after | {"rows": fewer}))
+    with pytest.raises(SystemExit, match="no rows of dart"):
+        compare_peers.main([*arguments, str(measured)])
 
 
 def test_the_package_does_not_import_them() -> None:

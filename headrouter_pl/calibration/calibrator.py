@@ -58,8 +58,8 @@ class ProfileCalibrator:
         fit: For the latter two: ``"positive"``, non-negative least squares on attention; ``"signed"``, ridge regression
             on the logarithm of attention; for evidence also ``"mass"``, the mean attention on evidence above chance.
             ``"positive"`` if None.
-        layer: The prune layer K that the profile is for; None for 3, for the layer above ``layers``, or for 2 with
-            ``pool``; where the model does not allow it, the nearest that it does.
+        layer: The prune layer K that the profile is for; None for 3, for 2 with ``pool``, or for the layer above
+            ``layers``, but not below 2; where the model does not allow it, the nearest that it does.
         layers: The probed layers, below K; None for the one right below. In a scout pass they may lie anywhere, see
             :class:`headrouter_pl.scorers.Probe`, here and below.
         types: Names of the types, each with its family.

@@ -25,7 +25,7 @@ def benchmark(
     lengths: list[float] = [30.0, 300.0],  # noqa: B006 (never changed; jsonargparse wants a list)
     keep_ratios: list[float] = [1.0, 0.7, 0.5, 0.3, 0.1],  # noqa: B006
     batch_sizes: list[int] = [1],  # noqa: B006
-    layers: list[int] = [2],  # noqa: B006
+    layers: list[int] = [3],  # noqa: B006
     attention: list[str] = ["sdpa"],  # noqa: B006
     dtype: str = "float32",
     scorer: str = "headrouter",

@@ -54,7 +54,7 @@ def calibrate(
             :func:`headrouter_pl.calibration.linear_probe.fit_linear_probe`: of the settings below it takes types, ridge
             (its L2 penalty), dtype and output, and refuses the others; it starts anew after a stop.
         fit: For "evidence" and "utility" "positive" (the default) or "signed", for "evidence" also "mass".
-        layer: The prune layer K; see :class:`headrouter_pl.calibration.HeadCalibrator` for the default.
+        layer: The prune layer K; see :class:`headrouter_pl.calibration.ProfileCalibrator` for the default.
         layers: The probed layers, below K; the one right below by default. With pool anywhere, and the last of the
             first 73 % of the depth by default.
         types: Types, each with its family; semantic, sound and voice by default, which are those of the questions.

@@ -31,17 +31,15 @@ def prune_layer(handle: LalmHandle, layer: int | None, probe: Probe | None = Non
         probe: The attention that tokens are scored by, if any.
 
     Returns:
-        ``layer``; or if None, the allowed one nearest to 3, to the layer above the probed ones where they are named, or
-        to 2 where they are looked at in a scout pass.
+        ``layer``; or if None, the allowed one nearest to 3, or to 2 where layers are looked at in a scout pass. Where
+        they are named, and looked at in the model's own pass, the lowest allowed one from 2 on that is above them.
     """
     if layer is not None:
         return layer
-    default = DEFAULT_LAYER
-    if probe is not None and probe.pool is not None:
-        default = EARLIEST_LAYER
-    elif probe is not None and probe.layers:
-        default = max(EARLIEST_LAYER, max(probe.layers) + 1)
-    return max(min(default, handle.highest_layer), handle.lowest_layer)
+    scouting = probe is not None and probe.pool is not None
+    if probe is not None and probe.layers and not scouting:
+        return max(EARLIEST_LAYER, handle.lowest_layer, max(probe.layers) + 1)
+    return max(handle.lowest_layer, min(EARLIEST_LAYER if scouting else DEFAULT_LAYER, handle.highest_layer))
 
 
 class AudioTokenPruner:
@@ -56,9 +54,9 @@ class AudioTokenPruner:
     Args:
         keep_ratio: Share of each sample's audio tokens to keep, in (0, 1]; 0.7 if ``keep_tokens`` is not given either.
         keep_tokens: Number of audio tokens to keep in each sample, instead of a ratio.
-        layer: The prune layer K: layers 0..K-1 see every token. None for 3, for the layer above those that the profile
-            was measured at, or for 2 where tokens are scored in a scout pass; where the model does not allow it, the
-            nearest that it does.
+        layer: The prune layer K: layers 0..K-1 see every token. None for 3, for 2 where tokens are scored in a scout
+            pass, or for the layer above those that the profile was measured at, but not below 2; where the model does
+            not allow it, the nearest that it does.
         scorer: A name of :data:`headrouter_pl.scorers.SCORERS`, or a scorer.
         router: For the scorer ``"headrouter"``: a name of :data:`headrouter_pl.routers.ROUTERS`, a router, or a fitted
             :class:`PromptRouter`.

@@ -107,7 +107,8 @@ class Scorer(ABC):
     def for_model(self, handle: LalmHandle, layer: int) -> Scorer:
         """The scorer to use on a model: this one, or another where the choice depends on the model.
 
-        Called before anything else is asked of the scorer.
+        Called once K is known, which by default depends on the :attr:`probe` that is there before, and before anything
+        else is asked.
 
         Args:
             handle: The model.

@@ -256,7 +256,7 @@ SETTINGS = [
     {},
     {"method": "evidence"},
     {"method": "evidence", "fit": "signed", "layers": [0, 1, 2], "layer": 3},
-    {"method": "evidence", "fit": "mass"},
+    {"method": "evidence", "fit": "mass", "layers": [1]},
     {"method": "utility", "stretch": 6},
     {"method": "utility", "fit": "signed", "stretch": 6, "queries": "last"},
     {"method": "evidence", "layers": [2, 3], "pool": 3, "rotary": True, "queries": "last", "smoothing": 2},
@@ -284,6 +284,7 @@ def test_profiles_are_fitted_saved_and_used(settings: dict[str, Any], tmp_path: 
         assert mine.shape == (2, len(layers) * tiny.HEADS)
         assert torch.equal(mine, its)
     assert profile.metadata["model_type"] == FAMILY
+    assert profile.metadata["layer"] == str(2 if "pool" in settings else max(layers) + 1)
     assert profile.metadata["samples"] == '{"semantic": 3, "sound": 3}'
     profile.save(tmp_path / "mine.safetensors")
     pruner = AudioTokenPruner(

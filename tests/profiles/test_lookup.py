@@ -15,6 +15,7 @@ from headrouter_pl import AudioTokenPruner
 from headrouter_pl.errors import ProfileMismatchError
 from headrouter_pl.models import find_lalm
 from headrouter_pl.models.families import FAMILIES
+from headrouter_pl.models.shapes import SHAPES
 from headrouter_pl.profiles import HeadProfile, find_shipped, fingerprint
 from headrouter_pl.profiles.lookup import SHIPPED_FOLDER
 
@@ -116,6 +117,14 @@ def test_what_is_shipped_loads_and_is_told_apart() -> None:
         seen.add((*(profile.metadata[key] for key in keys), max(profile.layers)))
         assert HeadProfile.load(path.stem).metadata == profile.metadata
     assert len(seen) == len(list(SHIPPED_FOLDER.glob("*.safetensors")))
+
+
+def test_auto_on_the_pocket_model() -> None:
+    model = SHAPES["pocket"].build(device="meta")
+    for layer, name in ((None, "pocket-one-pass"), (2, "pocket"), (4, "generic")):
+        engine = AudioTokenPruner(layer=layer, router="selectivity").engine(model)
+        assert engine.report.profile is not None
+        assert (engine.report.profile.name, engine.layer) == (name, layer or 3)
 
 
 @pytest.mark.parametrize(

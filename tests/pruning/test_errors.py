@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from headrouter_pl.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from headrouter_pl.models import find_lalm
 from headrouter_pl.pruning.pruner import prune_layer
+from headrouter_pl.scorers import Probe
 
 
 @pytest.mark.parametrize(
@@ -156,9 +157,33 @@ def test_the_default_prune_layer(settings: dict[str, Any], layer: int) -> None:
     assert report.prefills[0].layer == layer
 
 
-def test_the_default_prune_layer_where_the_model_allows_fewer() -> None:
-    assert prune_layer(find_lalm(tiny.build("gemma3n")), None) == 2
-    assert prune_layer(find_lalm(tiny.build("audioflamingo3", num_layers=2)), None) == 1
+@pytest.mark.parametrize(
+    ("lowest", "highest", "probe", "layer"),
+    [
+        (1, 5, None, 3),
+        (2, 2, None, 2),
+        (1, 1, None, 1),
+        (4, 9, None, 4),
+        (1, 5, Probe(pool=4), 2),
+        (4, 9, Probe(pool=4), 4),
+        (1, 1, Probe(layers=(0,), pool=4), 1),
+        (4, 9, Probe(layers=(1,)), 4),
+        (1, 5, Probe(layers=()), 3),
+        (1, 5, Probe(layers=(-1, 0)), 2),
+        (1, 3, Probe(layers=(3,)), 4),  # out of range, which is told as such
+    ],
+)
+def test_the_default_prune_layer_and_what_the_model_allows(
+    lowest: int, highest: int, probe: Probe | None, layer: int
+) -> None:
+    handle: Any = SimpleNamespace(lowest_layer=lowest, highest_layer=highest)
+    assert prune_layer(handle, None, probe) == layer
+    assert prune_layer(handle, 7, probe) == 7
+
+
+def test_a_profile_of_the_last_layer(model: Any) -> None:
+    with pytest.raises(HeadRouterError, match="layer=4 is out of range"):
+        _enter(model, profile=_of((3,)))
 
 
 def test_a_profile_measured_in_the_own_pass_at_or_above_the_prune_layer(model: Any) -> None:
