@@ -244,6 +244,7 @@ TABLES = [
     Table(RESULTS, "pocket_compare", "## Against the aims", aims),
     Table(RESULTS, "pocket_controls", "## Controls at 10 %", controls),
     Table(RESULTS, "pocket_variants", "## What was tried", all_rows),
+    Table(RESULTS, "question_first", "### The question before the audio", all_rows),
     Table(RESULTS, "pocket_compare_long", "## Long audio", long_audio),
     Table("docs/pocket.md", "pocket_eval", "## Results", model_card),
     Table("docs/pocket.md", "pocket_eval", "By type and length", lengths),

@@ -118,6 +118,15 @@ def test_the_results_page_shows_what_was_tried() -> None:
     assert shown == [UNPRUNED, *names]
 
 
+def test_the_results_page_shows_the_question_before_the_audio() -> None:
+    figures = json.loads((DOCS / "data" / "question_first.json").read_text(encoding="utf-8"))
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    part = text[text.index("### The question before the audio") :].partition("\n## ")[0]
+    assert says(part, figures["command"])
+    assert says(part, f"{figures['questions']} validation questions")
+    assert says(part, f"weights {figures['weights']}, {figures['dtype']}, {figures['machine']}")
+
+
 def test_the_results_page_shows_long_audio() -> None:
     figures = json.loads((DOCS / "data" / "pocket_compare_long.json").read_text(encoding="utf-8"))
     text = (DOCS / "results.md").read_text(encoding="utf-8")
