@@ -69,6 +69,12 @@ def says(page: str, words: str) -> bool:
     return all(part in page if part.startswith("|") else " ".join(part.split()) in flowing for part in parts)
 
 
+def section(page: str, heading: str) -> str:
+    """A page from a heading to the next one of the second level."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return text[text.index(heading) :].partition("\n## ")[0]
+
+
 @pytest.mark.parametrize("name", ["long_positions", "pocket_eval_train", "pocket_training", "encoder_layers"])
 def test_the_pocket_page_names_the_commands(name: str) -> None:
     figures = json.loads((DOCS / "data" / f"{name}.json").read_text(encoding="utf-8"))
@@ -98,8 +104,7 @@ def test_the_results_page_shows_the_comparison() -> None:
 
 def test_the_results_page_shows_the_controls() -> None:
     figures = json.loads((DOCS / "data" / "pocket_controls.json").read_text(encoding="utf-8"))
-    text = (DOCS / "results.md").read_text(encoding="utf-8")
-    part = text[text.index("## Controls at 10 %") :].partition("\n## ")[0]
+    part = section("results.md", "## Controls at 10 %")
     assert says(part, figures["command"])
     assert says(part, f"The first {figures['questions']} of the same questions")
     for test in figures["tests"]:
@@ -109,8 +114,7 @@ def test_the_results_page_shows_the_controls() -> None:
 
 def test_the_results_page_shows_what_was_tried() -> None:
     figures = json.loads((DOCS / "data" / "pocket_variants.json").read_text(encoding="utf-8"))
-    text = (DOCS / "results.md").read_text(encoding="utf-8")
-    part = text[text.index("## What was tried") :].partition("\n## ")[0]
+    part = section("results.md", "## What was tried")
     assert says(part, figures["command"])
     assert says(part, f"{figures['questions']} questions")
     names = [name for variants in pocket_variants.VARIANTS.values() for name in variants]
@@ -120,8 +124,7 @@ def test_the_results_page_shows_what_was_tried() -> None:
 
 def test_the_results_page_shows_the_question_before_the_audio() -> None:
     figures = json.loads((DOCS / "data" / "question_first.json").read_text(encoding="utf-8"))
-    text = (DOCS / "results.md").read_text(encoding="utf-8")
-    part = text[text.index("### The question before the audio") :].partition("\n## ")[0]
+    part = section("results.md", "### The question before the audio")
     assert says(part, figures["command"])
     assert says(part, f"{figures['questions']} validation questions")
     assert says(part, f"weights {figures['weights']}, {figures['dtype']}, {figures['machine']}")
@@ -129,8 +132,7 @@ def test_the_results_page_shows_the_question_before_the_audio() -> None:
 
 def test_the_results_page_shows_long_audio() -> None:
     figures = json.loads((DOCS / "data" / "pocket_compare_long.json").read_text(encoding="utf-8"))
-    text = (DOCS / "results.md").read_text(encoding="utf-8")
-    part = text[text.index("## Long audio") :]
+    part = section("results.md", "## Long audio")
     assert says(part, figures["command"])
     assert says(part, f"{figures['questions']} questions about 120 and 300 s")
     assert says(part, f"of {figures['questions_planned']};")
@@ -160,8 +162,7 @@ def test_the_performance_page_shows_the_peers() -> None:
 
 def test_the_performance_page_shows_early_eviction() -> None:
     figures = json.loads((DOCS / "data" / "evict_early.json").read_text(encoding="utf-8"))
-    text = (DOCS / "performance.md").read_text(encoding="utf-8")
-    part = text[text.index("## Evicting early, in accuracy") :].partition("\n## ")[0]
+    part = section("performance.md", "## Evicting early, in accuracy")
     assert says(part, figures["command"])
     assert says(part, f"n = {figures['questions']} questions")
 

@@ -19,7 +19,7 @@ from headrouter_pl.scorers import HeadRouterScorer, Probe, Scorer, get_scorer
 
 DEFAULT_KEEP_RATIO = 0.7
 DEFAULT_LAYER = 3
-EARLIEST_LAYER = 2  # by default: before it tokens know too little of each other to be judged, or done without
+EARLIEST_LAYER = 2  # of the defaults; K = 1 has to be asked for
 
 
 def prune_layer(handle: LalmHandle, layer: int | None, probe: Probe | None = None) -> int:
