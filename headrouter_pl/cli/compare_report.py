@@ -39,7 +39,8 @@ def write_report(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] 
 
 def page(figures: Mapping[str, Any]) -> str:
     """All tables, as Markdown; those of single tasks are in the CSV file alone."""
-    everything = [row for row in figures["rows"] if row["task"] == "mean" and row["type"] == "all"]
+    means = [row for row in figures["rows"] if row["task"] == "mean"]
+    everything = [row for row in means if row["type"] == "all"]
     unknown = sorted(
         row["task"] for row in figures["rows"] if row["method"] == UNPRUNED and row["percent_of_unpruned"] is None
         and row["task"] != "mean"
@@ -51,6 +52,7 @@ def page(figures: Mapping[str, Any]) -> str:
         f"{figures['dtype']}, {figures['machine']}. Means over tasks; an answer that is none counts as wrong."
         + (f" Without percent, for the unpruned model never gets them right: {', '.join(unknown)}." if unknown else ""),
         *main_tables(figures),
+        *(_percent(means, kind) for kind in _single_types(means)),
     ]
     for name in dict.fromkeys(row["length_s"] for row in figures["lengths"]):
         rows = [row for row in figures["lengths"] if row["type"] == "all" and row["length_s"] == name]
@@ -96,23 +98,19 @@ def page(figures: Mapping[str, Any]) -> str:
 
 
 def main_tables(figures: Mapping[str, Any]) -> list[str]:
-    """Accuracy, agreement and cost over all questions, and accuracy of each type."""
+    """Accuracy, percent of unpruned, agreement and cost over all questions, and accuracy of each type."""
     means = [row for row in figures["rows"] if row["task"] == "mean"]
     everything = [row for row in means if row["type"] == "all"]
     n = everything[0]["n"]
 
-    def accuracy(kind: str) -> str:
-        rows = [row for row in means if row["type"] == kind]
-        title = f"## Accuracy, {kind}, n = {rows[0]['n']}"
-        return f"{title}\n\nIn brackets: percent of unpruned, with its 95 % interval.\n\n" + _by_ratio(rows, _accuracy)
-
     return [
-        accuracy("all"),
+        _accuracy(means, "all"),
+        _percent(means, "all"),
         f"## Agreement, all, n = {n}\n\nMean over tasks of the share of answers that are, to the letter, those of the "
         "unpruned model, right or wrong.\n\n" + _by_ratio(everything, lambda row: f"{row['agreement']:.3f}"),
         f"## Cost, all, n = {n}\n\nMedian of pruned over unpruned prefill time of the same question, all passes "
         "included.\n\n" + _by_ratio(everything, lambda row: f"{row['cost']:.3f}"),
-        *(accuracy(kind) for kind in dict.fromkeys(row["type"] for row in means) if kind != "all"),
+        *(_accuracy(means, kind) for kind in _single_types(means)),
     ]
 
 
@@ -144,8 +142,23 @@ def _by_ratio(rows: Sequence[_Row], cell: Callable[[_Row], str], method: str = "
     ])  # fmt: skip
 
 
-def _accuracy(row: _Row) -> str:
-    return f"{row['accuracy']:.3f} ({_with_interval(row, 'percent_of_mean', 'percent_of_mean_ci95')})"
+def _single_types(means: Sequence[_Row]) -> list[str]:
+    return [kind for kind in dict.fromkeys(row["type"] for row in means) if kind != "all"]
+
+
+def _accuracy(means: Sequence[_Row], kind: str) -> str:
+    rows = [row for row in means if row["type"] == kind]
+    table = _by_ratio(rows, lambda row: f"{row['accuracy']:.3f}")
+    return f"## Accuracy, {kind}, n = {rows[0]['n']}\n\nMean over tasks.\n\n{table}"
+
+
+def _percent(means: Sequence[_Row], kind: str) -> str:
+    rows = [row for row in means if row["type"] == kind]
+    table = _by_ratio(rows, lambda row: _with_interval(row, "percent_of_mean", "percent_of_mean_ci95"))
+    return (
+        f"## Percent, {kind}, n = {rows[0]['n']}\n\nAccuracy in percent of the unpruned one, with its 95 % interval."
+        f"\n\n{table}"
+    )
 
 
 def _difference(test: _Row, of: str = "") -> str:
