@@ -19,7 +19,7 @@ from typing import Any
 from headrouter_pl.cli.compare_report import main_tables, page
 from headrouter_pl.cli.evaluate import by_length, card
 from headrouter_pl.cli.tables import format_table
-from headrouter_pl.comparison import UNPRUNED
+from headrouter_pl.comparison import UNPRUNED, Method
 from headrouter_pl.results import write_text
 from headrouter_pl.tasks.scoring import table as scores_table
 
@@ -120,17 +120,32 @@ def aims(figures: Figures, old: Cells) -> str:
 
 
 def controls(figures: Figures, old: Cells) -> str:
-    """Accuracy by type, and what is kept, at a tenth of the tokens."""
+    """Accuracy by type, and what is kept, at a tenth of the tokens, of the methods that stand there."""
     kinds = ("semantic", "voice", "sound", "all")
     by_kind = {kind: means(figures, kind) for kind in kinds}
     rows = []
-    for name in names(figures):
+    for name, *_ in old[1:]:
         at = (name, 1.0 if name == UNPRUNED else 0.1)
         whole = by_kind["all"][at]
         accuracies = (f"{by_kind[kind][at]['accuracy']:.3f}" for kind in kinds)
         rows.append([name, *accuracies, f"{whole['percent_of_mean']:.1f}", f"{whole['percent_of_unpruned']:.1f}",
                      f"{whole['agreement']:.3f}", f"{whole['evidence_recall']:.3f}"])  # fmt: skip
     return join(old[0], rows)
+
+
+def routers(figures: Figures, old: Cells) -> str:
+    """Accuracy and agreement of each head weights with each router, at a tenth of the tokens."""
+    found = means(figures)
+    ways = {"joint": "joint", "prompt": "prompt", "audio": "selectivity", "true type": "true", "one for all": "uniform"}
+    told = {}
+    for given in figures["methods"]:
+        row = found[given["name"], 0.1]
+        cell = f"{row['accuracy']:.3f} ({100 * row['agreement']:.0f} %)"
+        told[given["name"].partition(",")[0], Method(**given).routing] = cell
+    titles, *lines = old
+    return join(titles, [
+        [name, *(told.get((name, ways[title]), "") for title in titles[1:])] for name, *_ in lines
+    ])  # fmt: skip
 
 
 def long_audio(figures: Figures, old: Cells) -> str:
@@ -245,6 +260,7 @@ TABLES = [
     *(Table(RESULTS, "pocket_compare", f"| against, at {share} % ", significance) for share in (70, 50, 30, 10)),
     Table(RESULTS, "pocket_compare", "## Against the aims", aims),
     Table(RESULTS, "pocket_controls", "## Controls at 10 %", controls),
+    Table(RESULTS, "pocket_controls", "### Weights and routers", routers),
     Table(RESULTS, "pocket_variants", "## What was tried", all_rows),
     Table(RESULTS, "question_first", "### The question before the audio", all_rows),
     Table(RESULTS, "pocket_compare_long", "## Long audio", long_audio),

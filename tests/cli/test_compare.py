@@ -502,8 +502,8 @@ CONTROLS = {"one pass, true type", "one pass, swapped", "linear probe", "oracle"
     ("name", "wanted"),
     [
         ("compare_pocket", BASELINES | CONTROLS),
-        ("compare_pocket_quick", BASELINES),
-        ("compare_pocket_controls", CONTROLS | {"self"}),
+        ("compare_pocket_quick", BASELINES | CONTROLS - {"linear probe"}),
+        ("compare_pocket_controls", CONTROLS | {"self", "random, five seeds"}),
         ("compare_pocket_long", {"stride", "dart", "scout", "one pass"}),
         ("compare_evict_early", {"one pass", "scout", "stride"}),
     ],
@@ -521,7 +521,7 @@ def test_shipped_configurations(name: str, wanted: set[str], capsys: pytest.Capt
     assert wanted <= names
     # No baseline prunes earlier than the form in the model's own pass.
     assert {method.layer for method in methods if method.name in BASELINES | {"generic", "one pass"}} == {3}
-    if name == "compare_pocket":
+    if name in {"compare_pocket", "compare_pocket_controls"}:
         for weights in ("selectivity", "utility", "one pass", "headrouter", "headrouter deep"):
             first = next(method for method in methods if method.name.startswith(weights))
             routed = {method.routing for method in methods if method.profile == first.profile}
