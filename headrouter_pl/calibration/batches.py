@@ -13,6 +13,27 @@ from torch.nn import functional as F
 from headrouter_pl.errors import HeadRouterError
 
 
+def sample_keys(batch: Mapping[str, Any], name: str, count: int) -> list[str]:
+    """What to call a batch's samples in errors: its ``keys``, or their numbers where it has none.
+
+    Args:
+        batch: Its ``keys`` may be a list, or the tensor that a collate function makes of numbers.
+        name: What to call the batch.
+        count: Its samples.
+
+    Raises:
+        HeadRouterError: If it has more or fewer keys than samples.
+    """
+    keys = batch.get("keys")
+    if isinstance(keys, Tensor):
+        keys = keys.tolist()
+    if keys is None:
+        keys = [""] * count
+    if len(keys) != count:
+        raise HeadRouterError(f"{name} has {count} samples and {len(keys)} keys.")
+    return [str(key) or f"{name}, sample {number}" for number, key in enumerate(keys)]
+
+
 def append_answers(
     inputs: Mapping[str, Tensor], answers: Sequence[str], tokenizer: Any, keys: Sequence[str]
 ) -> dict[str, Tensor]:
@@ -30,9 +51,18 @@ def append_answers(
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     if mask is None or mask.shape != ids.shape or not bool(mask[:, -1].all()):
         raise HeadRouterError("Answers can follow prompts that are padded on the left, with an attention_mask [B, L].")
-    said = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    for key, tokens in zip(keys, said, strict=True):
-        if not tokens:
+    if not len(answers) == len(keys) == len(ids):
+        raise HeadRouterError(
+            f"There are {len(answers)} answers to {len(ids)} samples ({', '.join(keys)}); each needs one."
+        )
+    said: list[list[int]] = []
+    for key, answer in zip(keys, answers, strict=True):
+        if not isinstance(answer, str):
+            raise HeadRouterError(
+                f"{key}: the answer must be a text, got {answer!r}. Leave the sample out, or give it."
+            )
+        said.append(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        if not said[-1]:
             raise HeadRouterError(f"{key}: the answer is empty. Leave the sample out, or give its answer.")
     width = max(map(len, said))
     tail = torch.tensor([tokens + [-100] * (width - len(tokens)) for tokens in said], device=ids.device)
@@ -102,11 +132,28 @@ def check_answers(inputs: Mapping[str, Any], keys: Sequence[str]) -> None:
             raise HeadRouterError(f"{key}: the answer is empty. Leave the sample out, or give its answer.")
 
 
-def evidence_mask(spans: Sequence[Sequence[int]], length: int, key: str) -> Tensor:
+def spans_of(batch: Mapping[str, Any], name: str, count: int) -> Sequence[Sequence[Sequence[int]] | None]:
+    """A batch's ``evidence``: the spans of each sample.
+
+    Args:
+        batch: The batch.
+        name: What to call it.
+        count: Its samples.
+
+    Raises:
+        HeadRouterError: If it has none, or not those of every sample.
+    """
+    spans: Sequence[Sequence[Sequence[int]] | None] | None = batch.get("evidence")
+    if spans is None or len(spans) != count:
+        raise HeadRouterError(f"{name}: evidence is a list of spans for each sample, {count} here, got {spans!r}.")
+    return spans
+
+
+def evidence_mask(spans: Sequence[Sequence[int]] | None, length: int, key: str) -> Tensor:
     """Which of a sample's audio tokens are evidence.
 
     Args:
-        spans: ``(start, end)`` of each, end exclusive.
+        spans: ``(start, end)`` of each, end exclusive, in whole tokens.
         length: Audio tokens of the sample.
         key: What to call the sample in errors.
 
@@ -114,18 +161,24 @@ def evidence_mask(spans: Sequence[Sequence[int]], length: int, key: str) -> Tens
         Bool tensor ``[length]``.
 
     Raises:
-        HeadRouterError: If there is no span, or one is outside the audio.
+        HeadRouterError: If there is no span, or one is no stretch of the audio.
     """
     mask = torch.zeros(length, dtype=torch.bool)
-    if not len(spans):
+    if spans is None or not len(spans):
         raise HeadRouterError(f"{key}: no evidence is given. Leave the sample out, or say where its evidence is.")
     for span in spans:
-        if len(span) != 2 or not 0 <= span[0] < span[1] <= length:
+        try:
+            start, end = map(float, span)
+        except (TypeError, ValueError):
+            raise HeadRouterError(f"{key}: evidence {span!r} is no (start, end) in audio tokens.") from None
+        if not 0 <= start < end <= length:
             raise HeadRouterError(
                 f"{key}: evidence {tuple(span)} is outside the audio, which has {length} tokens; expected (start, "
                 "end) with 0 <= start < end."
             )
-        mask[int(span[0]) : int(span[1])] = True
+        if not (start.is_integer() and end.is_integer()):  # seconds, most likely
+            raise HeadRouterError(f"{key}: evidence {tuple(span)} must be in whole audio tokens.")
+        mask[int(start) : int(end)] = True
     return mask
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +23,8 @@ from headrouter_pl.calibration.batches import (
     check_rises,
     evidence_mask,
     prepare_inputs,
+    sample_keys,
+    spans_of,
     stretches,
 )
 from headrouter_pl.calibration.sums import FITS, CalibrationSums
@@ -131,7 +135,7 @@ class ProfileCalibrator:
         return {**settings, "stretch": str(self.stretch)} if self.method == "utility" else settings
 
     def update(self, batch: Mapping[str, Any], name: str = "batch") -> None:
-        """Measures one batch.
+        """Measures one batch: as a whole or, where this raises, not at all.
 
         Args:
             batch: See above.
@@ -144,10 +148,10 @@ class ProfileCalibrator:
             given = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
             raise HeadRouterError(f"Calibration reads batches with 'inputs' and 'types', got {given}.")
         inputs, kinds = prepare_inputs(self.handle.model, batch["inputs"]), list(batch["types"])
-        keys = [str(key) for key in batch.get("keys") or [f"{name}, sample {i}" for i in range(len(kinds))]]
         count = len(inputs["input_ids"])
-        if len(kinds) != count or len(keys) != count:
-            raise HeadRouterError(f"{name} has {count} samples, {len(kinds)} types and {len(keys)} keys.")
+        keys = sample_keys(batch, name, count)
+        if len(kinds) != count:
+            raise HeadRouterError(f"{name} has {count} samples and {len(kinds)} types.")
         for key, kind in zip(keys, kinds, strict=True):
             if kind not in self.types:
                 raise HeadRouterError(f"{key}: type {kind!r} is none of {', '.join(self.types)}.")
@@ -170,20 +174,23 @@ class ProfileCalibrator:
                 if rise is not None:
                     check_rises(rise, key)
         if self.method == "evidence":
-            if "evidence" not in batch or len(batch["evidence"]) != count:
-                raise HeadRouterError(f"{name}: the method 'evidence' reads a list of spans for each sample.")
             evidence = [
                 evidence_mask(spans, length, key) if length else None
-                for spans, length, key in zip(batch["evidence"], seen, keys, strict=True)
+                for spans, length, key in zip(spans_of(batch, name, count), seen, keys, strict=True)
             ]
-        for row, kind in enumerate(kinds):
-            if not seen[row]:
-                continue
-            values = self.sums.add(kind, attention[row])
-            if (mask := evidence[row]) is not None:
-                self.sums.add_evidence(kind, values, mask)
-            if (rise := rises[row]) is not None:
-                self.sums.add_utility(kind, values, stretches(seen[row], self.stretch), rise)
+        before = deepcopy(self.sums)
+        try:
+            for row, kind in enumerate(kinds):
+                if not seen[row]:
+                    continue
+                values = self.sums.add(kind, attention[row])
+                if (mask := evidence[row]) is not None:
+                    self.sums.add_evidence(kind, values, mask)
+                if (rise := rises[row]) is not None:
+                    self.sums.add_utility(kind, values, stretches(seen[row], self.stretch), rise)
+        except BaseException:  # an interrupted run goes on from whole batches
+            self.sums = before
+            raise
 
     def _rises(self, inputs: Mapping[str, Any], seen: Sequence[int]) -> list[Tensor | None]:
         """For each sample, by how much each of its stretches, dropped, raises the answer's NLL, ``[G]``."""
@@ -313,8 +320,8 @@ def calibrate(
 ) -> HeadProfile:
     """Fits a profile to labelled batches.
 
-    With ``state``, a run that was stopped goes on where it was: the batches must come in the same order. Of a sequence,
-    those measured before are not asked for again.
+    With ``state``, a run that was stopped goes on where it was: the batches must be the same, in the same order. Of a
+    sequence, those measured before are not asked for again.
 
     Args:
         model: A supported model, or any module that holds one.
@@ -326,25 +333,53 @@ def calibrate(
         settings: Of :class:`ProfileCalibrator`.
 
     Raises:
-        HeadRouterError: If a sample cannot be used, or the samples do not suffice.
+        HeadRouterError: If a sample cannot be used, the samples do not suffice, or ``state`` is of more batches than
+            there are.
+
+    Warns:
+        UserWarning: If ``state`` holds all batches already: those given are not looked at.
     """
     from tqdm.auto import tqdm
 
     calibrator = ProfileCalibrator(model, **settings)
-    done = 0 if state is None else calibrator.load_state(state, data)
+    done = before = 0 if state is None else calibrator.load_state(state, data)
     saved = time.monotonic()
     total = len(batches) if isinstance(batches, Sized) else None
-    rest: Iterable[Mapping[str, Any]] = islice(batches, done, None)
-    if isinstance(batches, Sequence):
-        rest = (batches[index] for index in range(done, len(batches)))
-    bar = tqdm(rest, total=total, initial=done, desc="calibrating", unit="batch", disable=not progress)
-    with evaluating(model), bar:
-        for batch in bar:
-            calibrator.update(batch, f"batch {done}")
-            done += 1
-            if state is not None and time.monotonic() - saved >= SAVE_SECONDS:
-                calibrator.save_state(state, done, data)
-                saved = time.monotonic()
-    if state is not None:
-        calibrator.save_state(state, done, data)
+    bar = tqdm(
+        _after(batches, before, state), total=total, initial=done, desc="calibrating", unit="batch",
+        disable=not progress,
+    )  # fmt: skip
+    try:
+        with evaluating(model), bar:
+            for batch in bar:
+                calibrator.update(batch, f"batch {done}")
+                done += 1
+                if state is not None and time.monotonic() - saved >= SAVE_SECONDS:
+                    calibrator.save_state(state, done, data)
+                    saved = time.monotonic()
+    finally:
+        if state is not None and done > before:
+            calibrator.save_state(state, done, data)
+    if done == before > 0:
+        warnings.warn(
+            f"{state} holds all {done} batches, so none was measured: the profile is of those, whatever is given now. "
+            "Remove the file once the profile is saved.",
+            UserWarning,
+            stacklevel=2,
+        )
     return calibrator.profile(name, data)
+
+
+def _after(batches: Iterable[Mapping[str, Any]], done: int, state: str | Path | None) -> Iterator[Mapping[str, Any]]:
+    """The batches after those in ``state``."""
+    rest: Iterator[Mapping[str, Any]]
+    if isinstance(batches, Sequence):
+        there, rest = len(batches), (batches[index] for index in range(done, len(batches)))
+    else:
+        rest = iter(batches)
+        there = sum(1 for _ in islice(rest, done))
+    if there < done:
+        raise HeadRouterError(
+            f"{state} is the state of {done} batches, and there are {there}: of other data. Remove it, or name another."
+        )
+    yield from rest

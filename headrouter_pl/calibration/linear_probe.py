@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headrouter_pl.calibration.batches import evidence_mask, prepare_inputs
+from headrouter_pl.calibration.batches import evidence_mask, prepare_inputs, sample_keys, spans_of
 from headrouter_pl.errors import HeadRouterError
 from headrouter_pl.models import find_lalm
 from headrouter_pl.models.modes import evaluating
@@ -80,7 +80,8 @@ def fit_linear_probe(
             if recorder.embeddings is None:
                 continue  # a batch without audio
             assert recorder.audio_mask is not None
-            keys = batch.get("keys") or [f"batch {number}, sample {i}" for i in range(len(batch["types"]))]
+            keys = sample_keys(batch, f"batch {number}", len(batch["types"]))
+            spans = spans_of(batch, f"batch {number}", len(keys))
             for row, (kind, key) in enumerate(zip(batch["types"], keys, strict=True)):
                 if kind not in found:
                     raise HeadRouterError(f"{key}: type {kind!r} is none of {', '.join(types)}.")
@@ -93,7 +94,7 @@ def fit_linear_probe(
                         f"{key}: what the projector gives is NaN or infinite. Check the sample's audio and the model's "
                         "weights and dtype (float16 overflows where bfloat16 does not)."
                     )
-                evidence = evidence_mask(batch["evidence"][row], len(embeddings), str(key)).numpy()
+                evidence = evidence_mask(spans[row], len(embeddings), key).numpy()
                 drawn = [rng.permutation(np.flatnonzero(evidence == wanted))[:each] for wanted in (True, False)]
                 if min(map(len, drawn)):
                     chosen = np.concatenate(drawn)

@@ -34,6 +34,7 @@ class SelfCalibration:
     Attributes:
         sums: What was measured so far.
         batches: Counted by the caller.
+        wanted: Batches to measure, set by the caller.
     """
 
     def __init__(self, handle: LalmHandle, layer: int, router: Router, queries: Queries = "prompt") -> None:
@@ -47,7 +48,7 @@ class SelfCalibration:
         types = {str(name): classifier.families_[name] for name in classifier.types_}
         self.blank = HeadProfile("self", tuple(types), tuple(types.values()), metadata={"method": "nothing pruned yet"})
         self.sums = CalibrationSums(types, handle.num_heads(layer - 1)[0])
-        self.batches = 0
+        self.batches = self.wanted = 0
 
     def engine(self, tokenizer: Tokenizer) -> ObservingEngine:
         """Hooks that measure each prefill, and drop nothing.

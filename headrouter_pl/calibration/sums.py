@@ -164,16 +164,19 @@ class CalibrationSums:
         counts = {kind: int(count) for kind, count in zip(self.types, samples.tolist(), strict=True)}
         listed = ", ".join(f"{kind} {count}" for kind, count in counts.items())
         if not samples.sum() or (not share and not samples.all()):
+            instead = ", or name the types that there are" if int((samples > 0).sum()) > 1 else ""
             raise HeadRouterError(
-                f"Calibration needs samples with audio of every type, got: {listed}. Add data of the missing types, or "
-                "name the types that there are."
+                f"Calibration needs samples with audio of every type, got: {listed}. Add data of the missing types"
+                f"{instead}."
             )
         totals = self.tensors["selectivity"]
         pooled = totals.sum(0) / samples.sum()
         centroids = torch.where(samples[:, None] > 0, totals / samples.clamp(min=1)[:, None], pooled)
         bandwidth = self._bandwidth(centroids)
         if bandwidth is None and not share:
-            raise HeadRouterError(f"Calibration needs two samples or more of every type, got: {listed}.")
+            raise HeadRouterError(
+                f"Calibration needs two samples or more of a type, to see how they vary, got: {listed}. Add data."
+            )
         weights = self._weights(centroids, ridge)
         return HeadProfile(
             name,

@@ -65,7 +65,8 @@ class HeadRouterCallback(StageCallback):
         profile: For the scorer ``"headrouter"``: a profile, its name or path, or ``"auto"``. ``"self"`` measures the
             first batches of each stage, which are not pruned, and prunes the others by what it found: head weights by
             selectivity, of the types that the prompt router gives the samples. All processes find the same.
-        calibration_batches: How many batches of a stage each process measures for ``profile="self"``.
+        calibration_batches: How many batches of a stage each process measures for ``profile="self"``; where one has
+            fewer, all measure as many as that one.
         tokenizer: Tokenizer or processor of the model, for routing by the prompt; if None, the attribute ``processor``
             or ``tokenizer`` of the LightningModule or of its datamodule.
         evict_early: After each prefill, drop the pruned audio from the KV cache of the layers below K too; see
@@ -150,6 +151,8 @@ class HeadRouterCallback(StageCallback):
         self._detach_unless_wanted()
         if self._wanted and self._attached is None:
             self._prepared = self._prepare(trainer, module)  # on every rank, and refused before there is a batch
+        if (measured := self._measuring.get(stage)) is not None:
+            measured.wanted = self._first_batches(trainer, module, stage)
 
     @override
     def _on_stage_end(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -212,6 +215,24 @@ class HeadRouterCallback(StageCallback):
             self._measuring[stage] = SelfCalibration(engine.handle, engine.layer, router)
         return self._measuring[stage].engine(self.pruner.tokenizer)
 
+    def _first_batches(self, trainer: Trainer, module: LightningModule, stage: str) -> int:
+        """How many batches each process measures.
+
+        As many in all: they must sum up what they measured after the same batch, for the steps in between may hold sums
+        over processes too, which would meet this one.
+        """
+        there: Sequence[int | float] = [float("inf")]
+        if trainer.sanity_checking:
+            there = trainer.num_sanity_val_batches
+        elif stage == "validate":
+            there = trainer.num_val_batches
+        elif stage == "test":
+            there = trainer.num_test_batches
+        elif stage == "predict":
+            there = trainer.num_predict_batches
+        mine = torch.tensor(int(min(self.calibration_batches, sum(there))), device=module.device)
+        return int(trainer.strategy.all_gather(mine).min())
+
     def _calibrate(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Ends the measuring of a stage, if it is still under way, in all processes at once or one after the other."""
         measured = self._measuring.pop(stage, None)
@@ -228,9 +249,10 @@ class HeadRouterCallback(StageCallback):
             return
         self.calibrated[stage] = measured.profile()
         if measured.batches < self.calibration_batches and not trainer.sanity_checking:
+            where, pruned = ("", "none") if trainer.world_size == 1 else (" in one of the processes", "hardly any")
             rank_zero_warn(
-                f"profile='self': {stage} has {measured.batches} batches, and calibration_batches is "
-                f"{self.calibration_batches}, so none was pruned. Lower it, or calibrate beforehand."
+                f"profile='self': {stage} has {measured.batches} batches{where}, and calibration_batches is "
+                f"{self.calibration_batches}, so {pruned} was pruned. Lower it, or calibrate beforehand."
             )
 
     @contextmanager
@@ -299,7 +321,7 @@ class HeadRouterCallback(StageCallback):
         if (measured := self._measuring.get(stage)) is not None:
             totals["unpruned_batches"] += 1
             measured.batches += 1
-            if measured.batches == self.calibration_batches:
+            if measured.batches == measured.wanted:
                 report = self.report
                 self._calibrate(trainer, module, stage)
                 self._attach_if_wanted(trainer, module)
@@ -320,7 +342,7 @@ class HeadRouterCallback(StageCallback):
         if stage == "predict":
             return  # where Lightning logs nothing
         # Not batch by batch: a process whose batches hold no audio would be missing from a reduction others wait in.
-        # Before any other sum over processes: those with more batches may be waiting in it.
+        # If it is still under way: of a loader without a length, only the end shows how many batches there are.
         self._calibrate(trainer, module, stage)
         if stage not in self.stages or not self.log_metrics:
             return

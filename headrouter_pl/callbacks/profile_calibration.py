@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from headrouter_pl.calibration import ProfileCalibrator, append_answers, check_settings
+from headrouter_pl.calibration.batches import sample_keys
 from headrouter_pl.calibration.calibrator import SAVE_SECONDS
 from headrouter_pl.callbacks._common import StageCallback, find_tokenizer, is_sharded, sum_over_processes
 from headrouter_pl.callbacks.head_router import find_pruners
@@ -99,11 +101,16 @@ class ProfileCalibration(StageCallback):
         self._calibrator: ProfileCalibrator | None = None
         self._kept: Path | None = None  # this process's file of the state
         self._share = ""  # whose batches are in it
-        self._done = self._met = 0  # batches in it when the run began, and batches of the run so far
+        self._done = self._met = 0  # batches in it when the run began, and batches of the run dealt with so far
         self._saved = 0.0
 
     @override
     def _on_stage_start(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            rank_zero_warn(
+                "ProfileCalibration measures nothing in fit, validation included, and writes no profile: head weights "
+                "are of a model that stays as it is. Run validate, test or predict with it."
+            )
         if trainer.state.fn != TrainerFn.FITTING:
             if is_sharded(trainer):
                 raise ConfigurationError(
@@ -133,15 +140,16 @@ class ProfileCalibration(StageCallback):
     ) -> None:
         if self._calibrator is None:
             return
-        self._met += 1
         # Without inputs, no sample of the batch has audio that can be used.
-        if self._met <= self._done or (isinstance(batch, Mapping) and batch.get("inputs") == {}):
+        if self._met < self._done or (isinstance(batch, Mapping) and batch.get("inputs") == {}):
+            self._met += 1
             return
         batch = self._typed(batch, f"batch {batch_idx}")
         if self._calibrator.method == "utility":
             batch = self._answered(trainer, module, batch, f"batch {batch_idx}")
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             self._calibrator.update(batch, f"batch {batch_idx}")
+        self._met += 1
         if self._kept is not None and time.monotonic() - self._saved >= SAVE_SECONDS:
             self._calibrator.save_state(self._kept, self._met, self._share)
             self._saved = time.monotonic()
@@ -150,8 +158,7 @@ class ProfileCalibration(StageCallback):
         if not isinstance(batch, Mapping) or "types" in batch or "task_names" not in batch:
             return batch
         tasks, types, kinds = batch["task_names"], self.settings["types"], []
-        for number, (key, task) in enumerate(zip(batch.get("keys") or [""] * len(tasks), tasks, strict=True)):
-            sample = key or f"{name}, sample {number}"
+        for sample, task in zip(sample_keys(batch, name, len(tasks)), tasks, strict=True):
             if not task:
                 raise HeadRouterError(
                     f"{sample}: it has neither a type nor a task, which has one. Give batches 'types', or records a "
@@ -178,7 +185,7 @@ class ProfileCalibration(StageCallback):
                 "The method 'utility' needs a tokenizer for the answers: give the LightningModule or its datamodule an "
                 "attribute processor or tokenizer, or the batches inputs['labels']."
             )
-        keys = batch.get("keys") or [f"{name}, sample {i}" for i in range(len(batch["answers"]))]
+        keys = sample_keys(batch, name, len(batch["inputs"]["input_ids"]))
         tokenizer = getattr(found, "tokenizer", found)
         return {**batch, "inputs": append_answers(batch["inputs"], batch["answers"], tokenizer, keys)}
 
@@ -192,8 +199,13 @@ class ProfileCalibration(StageCallback):
                 f"{self._kept} is the state of {self._done} batches, and there were {self._met}: of other data. Remove "
                 "it, or name another."
             )
-        if self._kept is not None:
+        if self._kept is not None and self._met > self._done:
             calibrator.save_state(self._kept, self._met, self._share)
+        elif self._done:
+            rank_zero_warn(
+                f"ProfileCalibration: {self._kept} held all {self._done} batches, so none was measured: the profile is "
+                "of those, whatever is given now."
+            )
         calibrator.sums.reduce(partial(sum_over_processes, trainer, module))
         self.profile = calibrator.profile(self.name, self.data)
         if trainer.is_global_zero:
@@ -206,4 +218,10 @@ class ProfileCalibration(StageCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._calibrator = None
+        calibrator, self._calibrator = self._calibrator, None
+        if calibrator is None or self._kept is None or self._met <= self._done:
+            return
+        try:
+            calibrator.save_state(self._kept, self._met, self._share)
+        except HeadRouterError as error:  # what stopped the run is what to tell
+            warnings.warn(f"ProfileCalibration: what was measured is not kept: {error}", UserWarning, stacklevel=2)

@@ -206,8 +206,14 @@ def test_one_type_alone_is_refused(counts: dict[str, int]) -> None:
     for kind, count in counts.items():
         for seed in range(count):
             sums.add(kind, attention_of(3, 12, seed))
-    with pytest.raises(HeadRouterError, match=f"every type, got: semantic {counts.get('semantic', 0)}, sound 0"):
+    listed = f"every type, got: semantic {counts.get('semantic', 0)}, sound 0"
+    with pytest.raises(HeadRouterError, match=rf"{listed}\. Add data of the missing types\.$"):
         sums.profile("x", probe=Probe(layers=(0,)), metadata={})
+    three = CalibrationSums(TYPES, 3)
+    for kind in list(TYPES)[:2]:
+        three.add(kind, attention_of(3, 12, 0))
+    with pytest.raises(HeadRouterError, match=r"missing types, or name the types that there are\.$"):
+        three.profile("x", probe=Probe(layers=(0,)), metadata={})
 
 
 def test_one_type_alone_pooled() -> None:
@@ -229,7 +235,7 @@ def test_one_sample_of_each_type_has_no_spread() -> None:
     sums = CalibrationSums(PLACE, 3)
     for seed, kind in enumerate(PLACE):
         sums.add(kind, attention_of(3, 12, seed))
-    with pytest.raises(HeadRouterError, match="two samples or more"):
+    with pytest.raises(HeadRouterError, match=r"two samples or more of a type, .* got: semantic 1, sound 1"):
         sums.profile("x", probe=Probe(layers=(0,)), metadata={})
 
 
@@ -373,8 +379,12 @@ def test_a_killed_run_goes_on(settings: dict[str, Any], tmp_path: Path, monkeypa
         run(model, dying(2), state=state, **settings)
     profile = run(model, data, state=state, **settings)
     assert measured == ["0/a", "1/a", "2/a"]  # none twice
-    again = run(model, [], state=state, **settings)  # it stays until the profile is saved
+    with pytest.warns(UserWarning, match="state.safetensors holds all 3 batches, so none was measured"):
+        again = run(model, data, state=state, **settings)  # it stays until the profile is saved
     assert measured == ["0/a", "1/a", "2/a"]
+    for fewer in (data[:2], iter(data[:2])):
+        with pytest.raises(HeadRouterError, match="is the state of 3 batches, and there are 2: of other data"):
+            run(model, fewer, state=state, **settings)
     assert again.weights is not None
     assert torch.equal(again.weights, profile.weights)  # type: ignore[arg-type]
     whole = run(model, data, **settings)
@@ -383,6 +393,31 @@ def test_a_killed_run_goes_on(settings: dict[str, Any], tmp_path: Path, monkeypa
     assert torch.equal(profile.weights, whole.weights)
     assert profile.bandwidth == whole.bandwidth
     assert profile.metadata == whole.metadata
+
+
+@pytest.mark.parametrize("error", [HeadRouterError, KeyboardInterrupt])
+def test_what_was_measured_before_an_error_is_kept(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the batch that it came in, nothing: not even of its first sample."""
+    model, state = tiny.build(FAMILY), tmp_path / "state"
+    plain, seen = CalibrationSums.add_evidence, []
+
+    def add(self: CalibrationSums, kind: str, attention: Tensor, evidence: Tensor) -> None:
+        seen.append(kind)
+        if len(seen) == 4:
+            raise error
+        plain(self, kind, attention, evidence)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CalibrationSums, "add_evidence", add)
+        with pytest.raises(error):
+            run(model, batches(model), method="evidence", state=state)
+    assert ProfileCalibrator(model, types=PLACE, method="evidence").load_state(state) == 1
+    goes_on, whole = (run(model, batches(model), method="evidence", state=given) for given in (state, None))
+    assert goes_on.weights is not None
+    assert whole.weights is not None
+    assert torch.equal(goes_on.weights, whole.weights)
 
 
 def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -499,6 +534,11 @@ def test_one_sample_whose_likelihood_is_not_a_number_is_named(value: float, monk
         ([(-1, 3)], r"0/a: evidence \(-1, 3\) is outside"),
         ([(1, 2), (5, 5)], r"0/a: evidence \(5, 5\) is outside"),
         ([], "0/a: no evidence is given"),
+        (None, "0/a: no evidence is given"),
+        ([(1.0, 2.5)], r"0/a: evidence \(1.0, 2.5\) must be in whole audio tokens"),
+        ([(float("nan"), 2)], r"0/a: evidence \(nan, 2\) is outside"),
+        ([(1, 2, 3)], r"0/a: evidence \(1, 2, 3\) is no \(start, end\)"),
+        ([3], r"0/a: evidence 3 is no \(start, end\)"),
     ],
 )
 def test_evidence_outside_the_audio(spans: Any, message: str) -> None:
@@ -507,6 +547,26 @@ def test_evidence_outside_the_audio(spans: Any, message: str) -> None:
     data[0]["evidence"] = [spans, [(0, 1)]]
     with pytest.raises(HeadRouterError, match=message):
         run(model, data, method="evidence")
+
+
+def test_evidence_in_numbers_of_any_kind() -> None:
+    model = tiny.build(FAMILY)
+    data = batches(model)
+    wanted = run(model, data, method="evidence")
+    for kind in (float, np.int64, torch.tensor):
+        same = [
+            {**batch, "evidence": [[tuple(map(kind, span)) for span in row] for row in batch["evidence"]]}
+            for batch in data
+        ]
+        assert torch.equal(run(model, same, method="evidence").weights, wanted.weights)  # type: ignore[arg-type]
+
+
+def test_keys_that_a_collate_function_made_a_tensor() -> None:
+    model = tiny.build(FAMILY)
+    data = [{**batch, "keys": torch.tensor([7, 8])} for batch in batches(model)]
+    assert torch.equal(run(model, data).weights, run(model, batches(model)).weights)  # type: ignore[arg-type]
+    with pytest.raises(HeadRouterError, match="8: type 'noise' is none of"):
+        run(model, [{**data[0], "types": ["sound", "noise"]}])
 
 
 def test_an_empty_answer() -> None:
@@ -525,15 +585,16 @@ def test_other_bad_batches() -> None:
     data = batches(model)
     for batch, message in (
         ({**data[0], "types": ["semantic", "music"]}, "0/b: type 'music' is none of semantic, sound"),
-        ({**data[0], "types": ["semantic"]}, "batch 0 has 2 samples, 1 types and 2 keys"),
+        ({**data[0], "types": ["semantic"]}, "batch 0 has 2 samples and 1 types"),
+        ({**data[0], "keys": ["x"]}, "batch 0 has 2 samples and 1 keys"),
         ({"inputs": data[0]["inputs"]}, r"'inputs' and 'types', got \['inputs'\]"),
         (data[0]["inputs"]["input_ids"], "got Tensor"),
     ):
         with pytest.raises(HeadRouterError, match=message):
             run(model, [batch])
-    no_evidence = {name: value for name, value in data[0].items() if name != "evidence"}
-    with pytest.raises(HeadRouterError, match="'evidence' reads a list of spans"):
-        run(model, [no_evidence], method="evidence")
+    for spans in (None, [[(0, 1)]]):
+        with pytest.raises(HeadRouterError, match="batch 0: evidence is a list of spans for each sample, 2 here, got"):
+            run(model, [{**data[0], "evidence": spans}], method="evidence")
 
 
 @pytest.mark.parametrize(
@@ -587,6 +648,10 @@ def test_answers_follow_their_prompts() -> None:
     assert torch.equal(grown["input_features"], inputs["input_features"])
     with pytest.raises(HeadRouterError, match="y: the answer is empty"):
         append_answers(inputs, ["abc", ""], Letters(), ["x", "y"])
+    with pytest.raises(HeadRouterError, match="y: the answer must be a text, got None"):
+        append_answers(inputs, ["abc", None], Letters(), ["x", "y"])  # type: ignore[list-item]
+    with pytest.raises(HeadRouterError, match=r"1 answers to 2 samples \(x, y\)"):
+        append_answers(inputs, ["abc"], Letters(), ["x", "y"])
     right = tiny.inputs("audioflamingo3", model, [[20], [9]], padding_side="right")
     with pytest.raises(HeadRouterError, match="padded on the left"):
         append_answers(right, ["abc", "d"], Letters(), ["x", "y"])

@@ -78,6 +78,8 @@ def test_bad_samples_are_refused() -> None:
         fit_linear_probe(model, data, types={**PLACE, "voice": "acoustic"}, progress=False)
     with pytest.raises(HeadRouterError, match="type 'sound' is none of semantic"):
         fit_linear_probe(model, data, types={"semantic": "semantic", "voice": "acoustic"}, progress=False)
+    with pytest.raises(HeadRouterError, match="batch 0: evidence is a list of spans for each sample, 2 here"):
+        fit_linear_probe(model, [{**data[0], "evidence": None}], types=PLACE, progress=False)
     data[0]["evidence"][0] = [(3, 99)]
     with pytest.raises(HeadRouterError, match="batch 0, sample 0: evidence"):
         fit_linear_probe(model, data, types=PLACE, progress=False)

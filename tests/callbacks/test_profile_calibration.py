@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ import tiny_pocket
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from two_processes import run_two
 
 from headrouter_pl import AudioTokenPruner, HeadProfile, HeadRouterCallback, LALMModule
@@ -196,7 +197,8 @@ def test_batches_of_the_data_modules(tmp_path: Path) -> None:
 
 def test_nothing_is_measured_in_fit(tmp_path: Path) -> None:
     callback = ProfileCalibration(tmp_path / "mine.safetensors", types=PLACE)
-    trainer(callback, num_sanity_val_steps=1).fit(Module(), loader(), loader())
+    with pytest.warns(UserWarning, match="measures nothing in fit"):
+        trainer(callback, num_sanity_val_steps=1).fit(Module(), loader(), loader())
     assert callback.profile is None
     assert not list(tmp_path.iterdir())
 
@@ -345,9 +347,56 @@ def test_a_run_that_cannot_save_is_not_lost(tmp_path: Path) -> None:
         patch.setattr(HeadProfile, "save", full)
         with pytest.raises(HeadRouterError, match="No space"):
             trainer(callback).validate(Module(), loader(), verbose=False)
-    assert measured_batches(lambda: trainer(callback).validate(Module(), loader(), verbose=False)) == []
+    with pytest.warns(UserWarning, match=r"state\.0 held all 6 batches, so none was measured"):
+        assert measured_batches(lambda: trainer(callback).validate(Module(), loader(), verbose=False)) == []
     assert [file.name for file in tmp_path.iterdir()] == ["mine.safetensors"]
     assert HeadProfile.load(tmp_path / "mine.safetensors").metadata["samples"] == '{"semantic": 6, "sound": 6}'
+
+
+@pytest.mark.parametrize("error", [HeadRouterError, KeyboardInterrupt])
+def test_what_was_measured_before_an_error_is_kept(error: type[BaseException], tmp_path: Path) -> None:
+    """In the third batch, while it is measured or in the module's step after that."""
+
+    def calibration(**settings: Any) -> ProfileCalibration:
+        return ProfileCalibration(tmp_path / "mine.safetensors", types=PLACE, state=tmp_path / "state", **settings)
+
+    class Fails(Module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                raise error
+
+    plain = ProfileCalibrator.update
+
+    def update(self: ProfileCalibrator, batch: Any, name: str = "batch") -> None:
+        if batch["keys"][0] == "3/a":
+            raise error
+        plain(self, batch, name)
+
+    def stopped(module: Module) -> None:
+        with pytest.raises(SystemExit if error is KeyboardInterrupt else error):
+            trainer(calibration()).validate(module, loader(), verbose=False)
+
+    assert measured_batches(lambda: stopped(Fails())) == ["0/a", "1/a", "2/a"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProfileCalibrator, "update", update)
+        stopped(Module())  # before it, what it has measured is in the file already
+    rest = measured_batches(lambda: trainer(calibration()).validate(Module(), loader(), verbose=False))
+    assert rest == ["3/a", "4/a", "5/a"]
+    assert HeadProfile.load(tmp_path / "mine.safetensors").metadata["samples"] == '{"semantic": 6, "sound": 6}'
+
+
+def test_an_error_is_told_even_where_the_state_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: ProfileCalibrator, *_: Any) -> None:
+        raise HeadRouterError("No space left on device")
+
+    monkeypatch.setattr(ProfileCalibrator, "save_state", full)
+    callback = ProfileCalibration(tmp_path / "mine.safetensors", types=PLACE, state=tmp_path / "state")
+    data = [batches()[0], {**batches()[1], "types": ["sound", "noise"]}]
+    with (
+        pytest.warns(UserWarning, match="what was measured is not kept: No space"),
+        pytest.raises(HeadRouterError, match="1/b: type 'noise'"),
+    ):
+        trainer(callback).validate(Module(), loader(data), verbose=False)
 
 
 def test_the_state_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,6 +570,27 @@ def test_self_refuses() -> None:
 # Two processes
 
 
+class Logging(Module):
+    """Sums a metric over the processes, after a calibration that one of them must not be waiting in."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.log("steps", float(batch_idx), on_epoch=True, sync_dist=True, batch_size=1)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+
+
+class Stream(IterableDataset[Any]):
+    def __init__(self, data: DataLoader[Any]) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data)
+
+
 def calibrate_both(devices: int, folder: Path) -> dict[str, Any]:
     """What each process has at the end; with two of them, one has three batches and the other two."""
     rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -534,21 +604,28 @@ def calibrate_both(devices: int, folder: Path) -> dict[str, Any]:
         before.save_state(folder / f"state.{rank}", 1, f" (predict, process {rank} of 2)")
     options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "use_distributed_sampler": False}
     trainer(own, **options).predict(Module(), mine, return_predictions=False)
-    # As many batches as the one process has, and more than the other.
+    found, unpruned = {}, {}
+    # As many batches as the one process has and more than the other; then without a length to know that from.
+    order = mine if devices > 1 else loader([data[index] for index in (0, 1, 3, 4, 2)])
+    for stage in ("validate", "test", "predict"):
+        itself = HeadRouterCallback(0.3, profile="self", calibration_batches=3 if devices > 1 else 4)
+        getattr(trainer(itself, **options), stage)(Logging(), order)
+        found[stage], unpruned[stage] = itself.calibrated[stage], itself.totals[stage]["unpruned_batches"]
     itself = HeadRouterCallback(0.3, profile="self", calibration_batches=3 if devices > 1 else 5)
-    trainer(itself, **options).predict(Module(), mine, return_predictions=False)
-    found = {}
-    for name, profile in (("own", own.profile), ("self", itself.calibrated["predict"])):
-        assert profile is not None
+    trainer(itself, **options).predict(Module(), DataLoader(Stream(mine), batch_size=None))
+    found["stream"], unpruned["stream"] = itself.calibrated["predict"], itself.totals["predict"]["unpruned_batches"]
+    assert own.profile is not None
+    numbers = {}
+    for name, profile in {**found, "own": own.profile}.items():
         assert profile.weights is not None
         assert profile.centroids is not None
-        found[name] = [
+        numbers[name] = [
             profile.weights.tolist(),
             profile.centroids.tolist(),
             profile.bandwidth,
             profile.metadata["samples"],
         ]
-    return {"found": found, "unpruned": itself.totals["predict"]["unpruned_batches"]}
+    return {"found": numbers, "unpruned": unpruned}
 
 
 DDP = """
@@ -569,7 +646,7 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     assert first == second
     assert not list(tmp_path.glob("state*"))
     alone = calibrate_both(1, tmp_path / "alone")
-    assert first["unpruned"] == alone["unpruned"] == 5
+    assert first["unpruned"] == alone["unpruned"] == {"validate": 4, "test": 4, "predict": 4, "stream": 5}
     for name, (weights, centroids, bandwidth, samples) in alone["found"].items():
         got = first["found"][name]
         assert torch.tensor(got[0]).flatten().tolist() == pytest.approx(
