@@ -67,6 +67,15 @@ class Method:
             raise ConfigurationError(f"A method needs a name of its own, got {self.name!r}.")
         if self.types is not None and self.router is not None:
             raise ConfigurationError(f"Method {self.name!r} has both types and a router ({self.router!r}); give one.")
+        for setting, wanted, text in (
+            ("types", Mapping, "a mapping of a question's type to a profile's"),
+            ("seeds", Sequence, "a list of numbers"),
+            ("layer", int, "a number"),
+            ("init_args", Mapping, "a mapping"),
+        ):
+            given = getattr(self, setting)
+            if given is not None and not isinstance(given, wanted):
+                raise ConfigurationError(f"Method {self.name!r}: {setting} must be {text}, got {given!r}.")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise ConfigurationError(f"Method {self.name!r} needs seeds that differ, got {list(self.seeds)}.")
 

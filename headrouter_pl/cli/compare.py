@@ -64,7 +64,7 @@ def compare(
     import torch
 
     from headrouter_pl.cli import COMMAND_LINE
-    from headrouter_pl.cli.compare_report import write_report
+    from headrouter_pl.cli.compare_report import PAGE, write_report
     from headrouter_pl.cli.tables import dump_figures, machine
     from headrouter_pl.comparison import summarize
     from headrouter_pl.data.pocket.benchmark import PocketBenchmark
@@ -83,8 +83,9 @@ def compare(
         if name not in QUESTION_TASKS:
             raise unknown_name("task", name, QUESTION_TASKS)
     weights_dtype = get_dtype(dtype)
-    if output is not None:
-        check_output(output)
+    for path in (details, Path(folder) / PAGE, output):
+        if path is not None:
+            check_output(path)
     benchmark = PocketBenchmark.open(split)
     items = choose_items(benchmark.items, lengths, max_scenes, tasks)
     model, processor = load_model(weights, checkpoint, weights_dtype)

@@ -15,6 +15,7 @@ from headrouter_pl.cli.tables import format_table
 from headrouter_pl.comparison import UNPRUNED
 from headrouter_pl.results import write_text
 
+PAGE = "comparison.md"
 _Row = Mapping[str, Any]
 
 
@@ -28,11 +29,15 @@ def write_report(figures: Mapping[str, Any], folder: Path, drawn: Sequence[str] 
             ``routes.png``.
         drawn: Methods that the figures show; all if None.
     """
-    write_text(folder / "comparison.md", page(figures))
+    write_text(folder / PAGE, page(figures))
     print("\n\n".join(main_tables(figures)))
     for name in ("rows", "lengths", "tests"):
+        path = folder / f"{name}.csv"
         if figures[name]:
-            write_text(folder / f"{name}.csv", csv_text(figures[name]))
+            write_text(path, csv_text(figures[name]))
+        else:
+            path.unlink(missing_ok=True)  # of an earlier report
+    (folder / "routes.png").unlink(missing_ok=True)
     draw(figures, folder, drawn)
     print(f"Written: {folder}")
 

@@ -272,7 +272,7 @@ def build_scorer(method: Method, seed: int | None) -> Scorer:
         ConfigurationError: If it does not take the method's settings.
     """
     from headrouter_pl.routers import FixedRouter
-    from headrouter_pl.scorers import SCORERS, Scorer
+    from headrouter_pl.scorers import SCORERS, HeadRouterScorer, Scorer
 
     made: Callable[..., Any]
     if "." in method.scorer:
@@ -301,6 +301,11 @@ def build_scorer(method: Method, seed: int | None) -> Scorer:
         ) from error
     if not isinstance(scorer, Scorer):
         raise ConfigurationError(f"Method {method.name!r}: {method.scorer!r} gives no scorer, but {scorer!r}.")
+    if method.profile == "self" and type(scorer) is not HeadRouterScorer:
+        raise ConfigurationError(
+            f"Method {method.name!r}: the profile 'self' is for the scorer 'headrouter', not for {method.scorer!r}. "
+            "Give it a profile that is calibrated beforehand."
+        )
     if seed is not None and not hasattr(scorer, "seed"):
         raise ConfigurationError(
             f"Method {method.name!r}: scorer {method.scorer!r} has no attribute seed, which each question sets anew."

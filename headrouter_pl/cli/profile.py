@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.profiles import HeadProfile
+from headrouter_pl.results import check_output
 
 
 def show(file: str, top: int = 20, output: str | None = None) -> None:
@@ -17,6 +17,12 @@ def show(file: str, top: int = 20, output: str | None = None) -> None:
         top: Heads to list, the strongest first.
         output: Where to draw all heads as a PNG, if anywhere.
     """
+    if top < 1:
+        raise ConfigurationError(f"top must be at least 1, got {top}.")
+    if output is not None:
+        if Path(output).suffix != ".png":
+            raise ConfigurationError(f"{output}: the heads are drawn as a PNG; name a file that ends in .png.")
+        check_output(output)
     profile = HeadProfile.load(file)
     print(format_profile(profile, top))
     if output is not None:
@@ -90,7 +96,7 @@ def draw_profile(profile: HeadProfile, path: Path) -> None:
 def _rows(profile: HeadProfile) -> int:
     if profile.layers is not None:
         return len(profile.layers)
-    return len(json.loads(profile.metadata.get("probed_layers", "[0]")))
+    return 1  # the layer below the prune layer
 
 
 def _layers(profile: HeadProfile) -> str:

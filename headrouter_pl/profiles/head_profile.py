@@ -72,6 +72,8 @@ class HeadProfile:
             raise HeadRouterError(
                 f"A profile needs distinct types and one family each, got {self.types}, {self.families}."
             )
+        if not all(isinstance(text, str) for pair in self.metadata.items() for text in pair):
+            raise HeadRouterError(f"A profile's metadata are plain strings, got {dict(self.metadata)}.")
         if unknown := set(self.families) - set(FAMILIES):
             raise HeadRouterError(f"Families are 'semantic' and 'acoustic', got {', '.join(sorted(unknown))}.")
         if not self.bandwidth > 0:
@@ -91,6 +93,11 @@ class HeadProfile:
                 raise HeadRouterError(f"Profile {title} must be [{len(self.types)}, P], got {list(tensor.shape)}.")
             if tensor is not None and not bool(tensor.isfinite().all()):
                 raise HeadRouterError(f"Profile {title} must be finite, got NaN or infinity.")
+        if self.layers is not None and (not self.layers or (self.num_probed or 0) % len(self.layers)):
+            raise HeadRouterError(
+                f"A profile weighs as many heads in each of its layers, got {self.num_probed} heads in the layers "
+                f"{list(self.layers)}."
+            )
         if self.features == "attention" and self.weights is not None and bool((self.weights < 0).any()):
             raise HeadRouterError("Profile weights on attention must not be negative; signed ones are for 'log'.")
         if self.weights is not None and self.centroids is not None and self.weights.shape != self.centroids.shape:
@@ -199,6 +206,7 @@ class HeadProfile:
             )
         try:
             layers = json.loads(header["layers"])
+            metadata = dict(json.loads(header["metadata"]))
             fields = {
                 "name": header["name"],
                 "types": tuple(json.loads(header["types"])),
@@ -211,11 +219,13 @@ class HeadProfile:
                 "smoothing": json.loads(header.get("smoothing", "0")),
                 "weighting": header["weighting"],
                 "features": header.get("features", "attention"),
-                "metadata": json.loads(header["metadata"]),
+                "metadata": metadata,
             }
+            return cls(weights=tensors.get("weights"), centroids=tensors.get("centroids"), **fields)
         except (KeyError, TypeError, ValueError) as error:
             raise HeadRouterError(f"{path} is a head profile with a broken header: {error!r}") from error
-        return cls(weights=tensors.get("weights"), centroids=tensors.get("centroids"), **fields)
+        except HeadRouterError as error:
+            raise HeadRouterError(f"{path}: {error}") from error
 
     def family_of(self, probabilities: Tensor) -> dict[str, Tensor]:
         """Sums type probabilities ``[B, T]`` into ``{"semantic": [B], "acoustic": [B]}``."""

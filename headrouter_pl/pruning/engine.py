@@ -33,6 +33,7 @@ from headrouter_pl.pruning.prompts import PromptReader
 from headrouter_pl.pruning.refusals import (
     refuse_forward,
     refuse_hooks_inside_checkpoints,
+    refuse_late_probe,
     refuse_layers,
     refuse_length,
     refuse_mask,
@@ -89,10 +90,12 @@ class PruningEngine:
         self.audio_mask = None if audio_mask is None else audio_mask.bool().cpu()
         self.prober = Prober(handle, scorer, layer)
         self.probed = self.prober.probed
-        refuse_layers(handle, layer, self.probed, self.prober.pool)
-        if self.prober.pool is not None:
+        refuse_layers(handle, layer, self.probed)
+        scorer.bind(handle, self.probed)  # before K is blamed for a profile of another model
+        if self.prober.pool is None:
+            refuse_late_probe(handle, layer, self.probed)
+        else:
             refuse_scout(handle, scorer, self.probed)
-        scorer.bind(handle, self.probed)
         self._costs = tuple(LayerCost.of(handle, index) for index in range(handle.num_layers))
         self._inputs = {module: parameter_names(module, "input_ids") for module in handle.inputs}
         self._hooks: list[RemovableHandle] = []

@@ -13,14 +13,13 @@ from headrouter_pl.pruning.arguments import parameter_names
 from headrouter_pl.scorers import Scorer
 
 
-def refuse_layers(handle: LalmHandle, layer: int, probed: Sequence[int], pool: int | None) -> None:
-    """Refuses prune and probe layers at which dropping a token is not masking it.
+def refuse_layers(handle: LalmHandle, layer: int, probed: Sequence[int]) -> None:
+    """Refuses prune layers at which dropping a token is not masking it, and probe layers that the model lacks.
 
     Args:
         handle: The model.
         layer: The prune layer K.
         probed: The probed layers.
-        pool: Audio tokens a group of a scout pass, in which the probed layers may lie anywhere; None without one.
     """
     name = type(handle.model).__name__
     if not 1 <= layer < handle.num_layers:
@@ -38,15 +37,25 @@ def refuse_layers(handle: LalmHandle, layer: int, probed: Sequence[int], pool: i
             f"layer={layer} is too high for {name}: later layers reuse the keys of layer {handle.highest_layer}, "
             f"which must not see dropped tokens. Take layer <= {handle.highest_layer}."
         )
-    limit = layer if pool is None else handle.num_layers
-    if bad := [i for i in probed if not 0 <= i < limit]:
-        if pool is None:
-            where = f"below the prune layer {layer}: take layer >= {max(bad) + 1}, or other probe layers"
-        else:
-            where = f"among its {limit} layers"
-        raise HeadRouterError(f"Probe layers {bad} of {name} must lie {where}.")
+    if bad := [i for i in probed if not 0 <= i < handle.num_layers]:
+        raise HeadRouterError(f"Probe layers {bad} of {name} must lie among its {handle.num_layers} layers.")
     if len({handle.num_heads(i)[0] for i in probed}) > 1 or len(set(probed)) < len(probed):
         raise HeadRouterError(f"Probe layers {list(probed)} must differ, and have the same number of heads.")
+
+
+def refuse_late_probe(handle: LalmHandle, layer: int, probed: Sequence[int]) -> None:
+    """Refuses to probe the model's own pass at layers where tokens have been dropped already.
+
+    Args:
+        handle: The model.
+        layer: The prune layer K.
+        probed: The probed layers.
+    """
+    if late := [index for index in probed if index >= layer]:
+        raise HeadRouterError(
+            f"Probe layers {late} of {type(handle.model).__name__} must lie below the prune layer {layer}: take layer "
+            f">= {max(late) + 1}, or other probe layers."
+        )
 
 
 def refuse_scout(handle: LalmHandle, scorer: Scorer, probed: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from headrouter_pl.errors import ConfigurationError
+from headrouter_pl.errors import ConfigurationError, ProfileMismatchError
 from headrouter_pl.functional import Queries, log_attention, selectivity, smooth_over_time, token_importance
 from headrouter_pl.profiles import HeadProfile, find_shipped, fingerprint
 from headrouter_pl.routers import Router, get_router
@@ -48,7 +48,16 @@ class HeadRouterScorer(Scorer):
         self.needs_prompts = self.router.needs_prompts
 
     def for_model(self, handle: LalmHandle, layer: int) -> Scorer:
-        """With ``profile="auto"``: a copy with the profile that is shipped for the model."""
+        """With ``profile="auto"``: a copy with the profile that is shipped for the model.
+
+        Raises:
+            ProfileMismatchError: If the model lacks layers that the profile was fitted at.
+        """
+        if max(self.profile.layers or (0,)) >= handle.num_layers:
+            raise ProfileMismatchError(
+                f"Profile {self.profile.name!r} was fitted at layers {list(self.profile.layers or ())}, and the model "
+                f"has {handle.num_layers}. Calibrate one for this model, or take profile='generic'."
+            )
         found = find_shipped(handle, layer) if self.auto else None
         if found is None:
             return self

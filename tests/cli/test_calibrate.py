@@ -270,6 +270,21 @@ def test_show_signed_weights_and_a_profile_without(tmp_path: Path, capsys: pytes
         main(["profile", "show", "sharp", "--output", str(tmp_path / "b.png")])
 
 
+def test_show_refuses_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    for option, value, message in (
+        ("--top", "0", "top must be at least 1, got 0"),
+        ("--top", "-1", "top must be at least 1, got -1"),
+        ("--output", "heads.foo", r"heads\.foo: the heads are drawn as a PNG; name a file that ends in \.png"),
+        ("--output", str(tmp_path / "folder.png"), "is a folder"),
+        ("--output", str(tmp_path / "file" / "x.png"), r"x\.png cannot be written"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            main(["profile", "show", "pocket", f"{option}={value}"])
+    assert not capsys.readouterr().out
+
+
 def test_linear_probe(questions: PocketBenchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "probe.safetensors"
     main(["calibrate", "--method=linear_probe", f"--output={out}"])

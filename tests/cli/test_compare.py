@@ -25,13 +25,13 @@ from headrouter_pl.comparison import Method
 from headrouter_pl.data import AudioPrompt, AudioPromptDataModule
 from headrouter_pl.data.pocket.benchmark import PocketBenchmark, PocketItem
 from headrouter_pl.data.pocket.questions import QUESTION_TASKS
-from headrouter_pl.errors import HeadRouterError
+from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.models.answering import AudioReader, EncodedPrompter
 from headrouter_pl.models.encoded import encoded_audio
 from headrouter_pl.profiles import HeadProfile
 from headrouter_pl.routers import prompt as prompt_router
 from headrouter_pl.routers.prompt import shipped_prompts
-from headrouter_pl.scorers import ScoringInputs
+from headrouter_pl.scorers import HeadRouterScorer, ScoringInputs
 from headrouter_pl.scorers.stride import StrideScorer
 
 torch.set_num_threads(1)
@@ -203,6 +203,19 @@ def test_a_method_that_calibrates_itself_on_other_queries(questions: PocketBench
     runner.calibrate(choose_items(questions.items, None, None), questions.folder)
     scorer: Any = runner.runs[0].engine.scorer
     assert scorer.profile.queries == scorer.probe.queries == "last"
+
+
+class Sharper(HeadRouterScorer):
+    """One that a profile measured by the plain scorer would replace."""
+
+
+@pytest.mark.parametrize("scorer", [f"{__name__}.Sharper", f"{__name__}.Profiled"])
+def test_only_the_plain_scorer_calibrates_itself(scorer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PocketBenchmark, "open", lambda split: pytest.fail("opened"))
+    with pytest.raises(
+        ConfigurationError, match=f"the profile 'self' is for the scorer 'headrouter', not for {scorer!r}"
+    ):
+        run(tmp_path, methods=[{"name": "a", "scorer": scorer, "profile": "self"}])
 
 
 def test_one_method_alone(questions: PocketBenchmark, tmp_path: Path) -> None:
@@ -423,6 +436,13 @@ class TestReport:
         assert all(table in page for table in printed.split("\n\n") if table.startswith("| "))
         assert "never gets them right: transcription." in page
 
+    def test_nothing_of_an_earlier_report_stays(self, figures: dict[str, Any], tmp_path: Path) -> None:
+        folder = tmp_path / "report"
+        (folder / "routes.png").touch()
+        before = {path.name for path in folder.iterdir()}
+        write_report({**figures, "tests": [], "routes": []}, folder)
+        assert before - {path.name for path in folder.iterdir()} == {"tests.csv", "routes.png"}
+
     def test_figures(self, figures: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pyplot = pytest.importorskip("matplotlib.pyplot")
         names = ("accuracy", "agreement", "percent", "cost", "recall", "routes")
@@ -533,6 +553,26 @@ def test_shipped_configurations(name: str, wanted: set[str], capsys: pytest.Capt
         )
         assert late == early
         assert set(config["tasks"]) == {name for name, task in QUESTION_TASKS.items() if task.type == "semantic"}
+
+
+class Profiled(StrideScorer):
+    """Takes a profile, and has no head weights."""
+
+    def __init__(self, profile: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"seeds": 5}, "seeds must be a list of numbers, got 5"),
+        ({"types": ["voice"]}, r"types must be a mapping of a question's type to a profile's, got \['voice'\]"),
+        ({"layer": "3"}, "layer must be a number, got '3'"),
+        ({"init_args": [1]}, r"init_args must be a mapping, got \[1\]"),
+    ],
+)
+def test_settings_of_another_kind(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        read_methods([{"name": "r", "scorer": "random", **setting}])
 
 
 def test_methods_are_values() -> None:

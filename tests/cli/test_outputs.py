@@ -36,3 +36,8 @@ def test_refused_at_once(command: list[str], tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"x\.json cannot be written"):
         main([*command, "--output", str(tmp_path / "file" / "x.json")])
+    if command[0] == "compare":
+        with pytest.raises(ConfigurationError, match=r"folder\.json is a folder"):
+            main([*command, "--details", str(folder)])
+        with pytest.raises(ConfigurationError, match=r"comparison\.md cannot be written"):
+            main([*command, "--details", str(tmp_path / "log"), "--folder", str(tmp_path / "file")])

@@ -133,7 +133,8 @@ def header_of(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "broken", [{"types": None}, {"bandwidth": "wide"}, {"layers": "[1,"}, {"layers": "3"}, {"metadata": ""}]
+    "broken",
+    [{"types": None}, {"bandwidth": "wide"}, {"layers": "[1,"}, {"layers": "3"}, {"metadata": ""}, {"metadata": "[1]"}],
 )
 def test_load_refuses_a_broken_header(tmp_path: Path, broken: dict[str, str | None]) -> None:
     path = tmp_path / "profile.safetensors"
@@ -141,6 +142,14 @@ def test_load_refuses_a_broken_header(tmp_path: Path, broken: dict[str, str | No
     header = {name: value for name, value in {**header_of(path), **broken}.items() if value is not None}
     save_file(load_file(path), path, metadata=header)
     with pytest.raises(HeadRouterError, match="broken header"):
+        HeadProfile.load(path)
+
+
+def test_load_names_the_file_of_a_profile_that_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "profile.safetensors"
+    calibrated().save(path)
+    save_file(load_file(path), path, metadata={**header_of(path), "layers": "[1, 2, 3]"})
+    with pytest.raises(HeadRouterError, match=rf"{path}: A profile weighs as many heads in each of its layers"):
         HeadProfile.load(path)
 
 
@@ -187,6 +196,9 @@ def test_load_by_name(tmp_path: Path) -> None:
         ({"weights": -torch.rand(3, 8)}, "must not be negative"),
         ({"weights": torch.rand(2, 8)}, r"weights must be \[3, P\], got \[2, 8\]"),
         ({"centroids": torch.rand(3)}, r"centroids must be \[3, P\], got \[3\]"),
+        ({"layers": (1, 2, 3)}, r"as many heads in each of its layers, got 8 heads in the layers \[1, 2, 3\]"),
+        ({"layers": ()}, r"8 heads in the layers \[\]"),
+        ({"metadata": {"samples": 3}}, "metadata are plain strings, got {'samples': 3}"),
         ({"centroids": torch.rand(3, 4)}, r"weights \[3, 8\] and centroids \[3, 4\]"),
     ],
 )

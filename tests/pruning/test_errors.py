@@ -201,6 +201,14 @@ def test_a_profile_of_another_model(model: Any) -> None:
     too_deep = HeadProfile("deep", weights=torch.full((3, 4), 0.25), layers=(2,))
     with pytest.raises(HeadRouterError, match="below the prune layer"):
         _enter(model, profile=too_deep, layer=2)
+    for layers in ((2,), (20,)):  # of a deeper model: it is the profile that is wrong, not K
+        deeper = HeadProfile(
+            "theirs", weights=torch.full((3, 4), 0.25), layers=layers,
+            metadata={"model_type": "audioflamingo3", "num_layers": "28"},
+        )  # fmt: skip
+        for layer in (None, 2):
+            with pytest.raises(ProfileMismatchError, match=r"Profile 'theirs' was fitted .* (has|num_layers) 4\."):
+                _enter(model, profile=deeper, layer=layer)
 
 
 def _enter(model: Any, **settings: Any) -> None:
