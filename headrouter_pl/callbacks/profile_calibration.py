@@ -203,8 +203,8 @@ class ProfileCalibration(StageCallback):
             calibrator.save_state(self._kept, self._met, self._share)
         elif self._done:
             rank_zero_warn(
-                f"ProfileCalibration: {self._kept} held all {self._done} batches, so none was measured: the profile is "
-                "of those, whatever is given now."
+                f"ProfileCalibration: {self._kept} held all {self._done} batches already: none was measured, and those "
+                "given were not looked at."
             )
         calibrator.sums.reduce(partial(sum_over_processes, trainer, module))
         self.profile = calibrator.profile(self.name, self.data)

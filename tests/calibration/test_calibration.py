@@ -379,7 +379,7 @@ def test_a_killed_run_goes_on(settings: dict[str, Any], tmp_path: Path, monkeypa
         run(model, dying(2), state=state, **settings)
     profile = run(model, data, state=state, **settings)
     assert measured == ["0/a", "1/a", "2/a"]  # none twice
-    with pytest.warns(UserWarning, match="state.safetensors holds all 3 batches, so none was measured"):
+    with pytest.warns(UserWarning, match="state.safetensors holds all 3 batches already: none was measured"):
         again = run(model, data, state=state, **settings)  # it stays until the profile is saved
     assert measured == ["0/a", "1/a", "2/a"]
     for fewer in (data[:2], iter(data[:2])):

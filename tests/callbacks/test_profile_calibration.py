@@ -347,7 +347,7 @@ def test_a_run_that_cannot_save_is_not_lost(tmp_path: Path) -> None:
         patch.setattr(HeadProfile, "save", full)
         with pytest.raises(HeadRouterError, match="No space"):
             trainer(callback).validate(Module(), loader(), verbose=False)
-    with pytest.warns(UserWarning, match=r"state\.0 held all 6 batches, so none was measured"):
+    with pytest.warns(UserWarning, match=r"state\.0 held all 6 batches already: none was measured"):
         assert measured_batches(lambda: trainer(callback).validate(Module(), loader(), verbose=False)) == []
     assert [file.name for file in tmp_path.iterdir()] == ["mine.safetensors"]
     assert HeadProfile.load(tmp_path / "mine.safetensors").metadata["samples"] == '{"semantic": 6, "sound": 6}'
