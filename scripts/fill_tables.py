@@ -148,6 +148,17 @@ def routers(figures: Figures, old: Cells) -> str:
     ])  # fmt: skip
 
 
+def by_ratio(figures: Figures, old: Cells) -> str:
+    """Accuracy and agreement at each ratio in the titles."""
+    found = means(figures)
+    titles = old[0]
+    rows = []
+    for name in names(figures)[1:]:
+        told = (found[name, float(title)] for title in titles[1:])
+        rows.append([name, *(f"{row['accuracy']:.3f} ({100 * row['agreement']:.0f} %)" for row in told)])
+    return join(titles, rows)
+
+
 def long_audio(figures: Figures, old: Cells) -> str:
     """Accuracy, agreement and cost at two ratios, and agreement by length."""
     found = means(figures)
@@ -261,6 +272,7 @@ TABLES = [
     Table(RESULTS, "pocket_compare", "## Against the aims", aims),
     Table(RESULTS, "pocket_controls", "## Controls at 10 %", controls),
     Table(RESULTS, "pocket_controls", "### Weights and routers", routers),
+    Table(RESULTS, "pocket_probe", "### Without attention", by_ratio),
     Table(RESULTS, "pocket_variants", "## What was tried", all_rows),
     Table(RESULTS, "question_first", "### The question before the audio", all_rows),
     Table(RESULTS, "pocket_compare_long", "## Long audio", long_audio),

@@ -112,6 +112,13 @@ def test_the_results_page_shows_the_controls() -> None:
             assert says(part, f"{test['difference']:+.3f}".replace("0.", ".", 1))
 
 
+def test_the_results_page_shows_the_probe_without_attention() -> None:
+    figures = json.loads((DOCS / "data" / "pocket_probe.json").read_text(encoding="utf-8"))
+    part = section("results.md", "### Without attention")
+    assert says(part, figures["command"])
+    assert says(part, f"{figures['questions']} questions")
+
+
 def test_the_results_page_shows_what_was_tried() -> None:
     figures = json.loads((DOCS / "data" / "pocket_variants.json").read_text(encoding="utf-8"))
     part = section("results.md", "## What was tried")

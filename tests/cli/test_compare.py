@@ -524,6 +524,7 @@ CONTROLS = {"one pass, true type", "one pass, swapped", "linear probe", "oracle"
         ("compare_pocket", BASELINES | CONTROLS),
         ("compare_pocket_quick", BASELINES | CONTROLS - {"linear probe"}),
         ("compare_pocket_controls", CONTROLS | {"self", "random, five seeds"}),
+        ("compare_pocket_probe", {"one pass", "one pass, true type", "linear probe", "oracle"}),
         ("compare_pocket_long", {"stride", "dart", "scout", "one pass"}),
         ("compare_evict_early", {"one pass", "scout", "stride"}),
     ],
