@@ -362,8 +362,8 @@ def calibrate(
             calibrator.save_state(state, done, data)
     if done == before > 0:
         warnings.warn(
-            f"{state} holds all {done} batches already: none was measured, and those given are not looked at. Remove it "
-            "once the profile is saved, or to measure anew.",
+            f"{state} holds all {done} batches already: none was measured, and those given are not looked at. Remove "
+            "it once the profile is saved, or to measure anew.",
             UserWarning,
             stacklevel=2,
         )

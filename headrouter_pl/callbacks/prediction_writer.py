@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from headrouter_pl._version import __version__
 from headrouter_pl.callbacks.head_router import find_pruners
 from headrouter_pl.errors import ConfigurationError, HeadRouterError
 from headrouter_pl.results import json_lines, write_text
@@ -44,7 +45,7 @@ class JSONLPredictionWriter(BasePredictionWriter):
 
     Raises:
         ConfigurationError: If there is something in the way, the killed run had other settings of a
-            :class:`HeadRouterCallback`, or a step returns something else.
+            :class:`HeadRouterCallback` or pruned by another version, or a step returns something else.
         HeadRouterError: If two samples have one key.
     """
 
@@ -169,8 +170,9 @@ class JSONLPredictionWriter(BasePredictionWriter):
 
 
 def _settings(trainer: Trainer) -> list[Any]:
-    """What the pruners of a run are set to, as JSON values."""
-    settings = [pruner.state_dict()["settings"] for pruner in find_pruners(trainer, "predict")]
+    """What the pruners of a run are set to, as JSON values, and the version whose defaults and profiles they take."""
+    pruners = find_pruners(trainer, "predict")
+    settings = [{**pruner.state_dict()["settings"], "version": __version__} for pruner in pruners]
     return json.loads(json.dumps(settings, default=str))
 
 

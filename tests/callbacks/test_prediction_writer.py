@@ -230,6 +230,15 @@ class TestRefusals:
             predict(make(), data(), HeadRouterCallback(0.5), JSONLPredictionWriter(str(path)))
         assert part.read_bytes() == before
 
+    def test_a_run_of_another_version(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whose default prune layer and shipped profiles may be others."""
+        path = tmp_path / "p.jsonl"
+        with pytest.raises(RuntimeError, match="stopped"):
+            predict(make(left=1), data(), HeadRouterCallback(0.5), JSONLPredictionWriter(str(path)))
+        monkeypatch.setattr("headrouter_pl.callbacks.prediction_writer.__version__", "99")
+        with pytest.raises(ConfigurationError, match=r"other settings of HeadRouterCallback.*'version': '99'"):
+            predict(make(), data(), HeadRouterCallback(0.5), JSONLPredictionWriter(str(path), "resume"))
+
     def test_another_profile_would_be_measured(self, tmp_path: Path) -> None:
         path, settings = tmp_path / "p.jsonl", {"profile": "self", "calibration_batches": 1}
         with pytest.raises(RuntimeError, match="stopped"):
