@@ -102,6 +102,17 @@ def test_the_results_page_shows_the_comparison() -> None:
     assert says(text, f"{figures['questions']} of the {figures['questions_planned']} questions")
 
 
+def test_the_results_page_shows_all_questions() -> None:
+    figures = json.loads((DOCS / "data" / "pocket_compare_all.json").read_text(encoding="utf-8"))
+    part = section("results.md", f"## All {figures['questions']} questions")
+    assert figures["questions"] == figures["questions_planned"]
+    assert says(part, figures["command"])
+    (unpruned,) = (
+        row for row in figures["rows"] if (row["method"], row["task"], row["type"]) == (UNPRUNED, "mean", "all")
+    )
+    assert says(part, f"The unpruned model is right {unpruned['accuracy']:.3f} of the time".replace(" 0.", " ."))
+
+
 def test_the_results_page_shows_the_controls() -> None:
     figures = json.loads((DOCS / "data" / "pocket_controls.json").read_text(encoding="utf-8"))
     part = section("results.md", "## Controls at 10 %")
