@@ -206,7 +206,6 @@ class HeadProfile:
             )
         try:
             layers = json.loads(header["layers"])
-            metadata = dict(json.loads(header["metadata"]))
             fields = {
                 "name": header["name"],
                 "types": tuple(json.loads(header["types"])),
@@ -219,7 +218,7 @@ class HeadProfile:
                 "smoothing": json.loads(header.get("smoothing", "0")),
                 "weighting": header["weighting"],
                 "features": header.get("features", "attention"),
-                "metadata": metadata,
+                "metadata": dict(json.loads(header["metadata"])),
             }
             return cls(weights=tensors.get("weights"), centroids=tensors.get("centroids"), **fields)
         except (KeyError, TypeError, ValueError) as error:
